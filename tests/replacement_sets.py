@@ -95,11 +95,16 @@ def write_saes(
     l0: float = 12.0,
     seed: int = 0,
     prepend_bos: bool = False,
+    centred: bool = False,
 ) -> Path:
-    """Write one JumpReLU SAE per layer at a site into `folder/layer_L`; inputs lose `b_dec` first."""
+    """Write one JumpReLU SAE per layer at a site into `folder/layer_L`; inputs lose `b_dec` first.
+
+    `centred`: fitted on activations without their mean over dimensions, as in a model of centred weights.
+    """
     for layer in range(hosted.architecture.n_layers) if layers is None else layers:
         site = Site(kind=kind, layer=layer)
         (x,) = activations(hosted, (site,), seed=seed)
+        x = x - x.mean(-1, keepdim=True) if centred else x
         fitted = fit(x, x, d_sae=d_sae, l0=l0, seed=seed + layer)
         # The shift by b_dec is taken back in b_enc, so that the fitted thresholds stay right.
         tensors = _tensors(fitted, torch.float32)

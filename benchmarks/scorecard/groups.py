@@ -7,16 +7,18 @@ from statistics import fmean
 
 from benchmarks.group_scores import PROMPTS, discovered, grouped
 from benchmarks.planted_groups import planted, recovered
-from benchmarks.scorecard.entries import Entry, at_least, counted, mean_of, of_standing, together
+from benchmarks.scorecard.entries import Entry, at_least, counted, mean_of, together
 from benchmarks.scorecard.subject import DICTIONARIES, Subject
 from trephine.app.circuits.group_scores import score_groups
 from trephine.domain.circuit_annotations import AutomaticGroups
 from trephine.domain.findings import Figure, Verdict
-from trephine.domain.group_scores import ControlRange, GroupingScores, GroupQuality
+from trephine.domain.group_scores import ControlRange, GroupingScores, GroupQuality, ScoredQuality
+from trephine.domain.standings import Standing
 
 EDGES = AutomaticGroups(basis="edges")
 _PLANTED, _NOISE, _RECOVERED = 5, 0.3, 0.9
 _SEEDS = range(_PLANTED)
+_LEVEL = 0.05
 
 
 def groups(subject: Subject) -> Iterator[Entry]:
@@ -54,7 +56,7 @@ def planted_groups() -> Entry:
 def quality_entry(of: str, quality: GroupQuality, found: Sequence[GroupingScores], prompts: int) -> Entry:
     """Hold one figure of the groupings against partitions by chance and by place."""
     scored = [each for one in found for each in one.whole if each.quality is quality]
-    verdict = together([of_standing(each.standing) for each in scored])
+    verdict = _verdict(scored)
     before, after = (
         sum(one.before.nodes for one in found),
         sum(one.after.nodes for one in found),
@@ -67,11 +69,19 @@ def quality_entry(of: str, quality: GroupQuality, found: Sequence[GroupingScores
             _control("random groups", [each.random for each in scored]),
             _control("groups by layer", [each.by_layer for each in scored]),
         ),
-        bar="better than both, by p, on every prompt",
+        bar="better than both, by p, on every prompt; FAIL where one is worse by p over so many figures",
         verdict=verdict if len(scored) == prompts else together([verdict, Verdict.INCONCLUSIVE]),
         how=f"groups by edges, {len(scored)} of {prompts} prompts have some, {before} nodes become {after}; "
         "groups of the same sizes beside them, means over prompts of medians and of 95 % of the draws",
     )
+
+
+def _verdict(scored: Sequence[ScoredQuality]) -> Verdict:
+    """PASS where every circuit beats both controls; worse in one is chance unless its p says so for all."""
+    if scored and all(each.standing is Standing.BEATS for each in scored):
+        return Verdict.PASS
+    worst = min((one.p_worse for each in scored for one in (each.random, each.by_layer)), default=1.0)
+    return Verdict.FAIL if worst <= _LEVEL / max(1, 2 * len(scored)) else Verdict.INCONCLUSIVE
 
 
 def _control(name: str, drawn: Sequence[ControlRange]) -> Figure:

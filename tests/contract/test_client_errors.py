@@ -9,6 +9,8 @@ from trephine.domain import errors as domain
 
 ONLY_CLIENT = {
     "SERVER_UNREACHABLE",
+    "HANDSHAKE_FAILED",
+    "CONNECTION_CLOSED",
     "SERVER_START_FAILED",
     "SERVICE_MISSING",
     "LOCAL_FILE",

@@ -122,11 +122,16 @@ def test_the_edit_meets_both_bounds_where_the_load_is_honest(summary: dict[str, 
 
 
 def test_controls_back_the_effect(summary: dict[str, Any]):
-    """99 random sets that write as much, hardly one as strong; the chosen effect, and position-bound."""
+    """99 random sets that write as much, hardly one as strong; the chosen effect, and position-bound.
+
+    What has too few candidates is left out on both sides, and the effect without it is told.
+    """
     assert summary["verify"]["sets"] >= 99
     assert summary["verify"]["p_value"] <= 0.03
     effects = summary["verify"]["effects"]
-    assert set(effects) == {"as_given", "position_bound"}
+    unmatched = summary["verify"]["unmatched"]
+    assert unmatched <= 1
+    assert set(effects) == {"as_given", "position_bound"} | ({"matched_only"} if unmatched else set())
     choice = summary["choose"]
     chosen = next(point for point in choice["curve"] if point["count"] == choice["chosen"])
     assert choice["baseline"] + effects["as_given"] == pytest.approx(chosen["value"], abs=1e-3)

@@ -91,6 +91,7 @@ class FakeService(
         self.cancelled = threading.Event()
         self.generation_ended = threading.Event()
         self.generate_forever = False
+        self.overflowing: set[int] = set()
         self.endless = False
         self.more_auditors: list[str] = []
         """Operations run until they are cancelled."""
@@ -182,6 +183,8 @@ class FakeService(
         rows = [
             generation_service_pb2.Completion(
                 text="done\x1b[31m",
+                finish_reason="overflow" if index in self.overflowing else "length",
+                caveats=[f"rows[{index}] overflows"] if index in self.overflowing else [],
                 applied=[self._applied()],
                 edits=[
                     live_edits_pb2.AppliedEdit(
@@ -190,7 +193,7 @@ class FakeService(
                     for use in row.edits
                 ],
             )
-            for row in request.rows
+            for index, row in enumerate(request.rows)
         ]
         yield generation_service_pb2.GenerateResponse(
             finished=generation_service_pb2.GenerationFinished(completions=rows, version=VERSION)

@@ -47,6 +47,15 @@ def test_a_release_in_the_hubs_cache_is_imported(cache: Path) -> None:
     assert (source["release"], source["sae_id"]) == (RELEASE, SAE_ID)
 
 
+def test_what_only_the_registry_says_of_the_model_comes_along(cache: Path) -> None:
+    """Files that do not say that the model's weights were centred do once they are imported."""
+    stored = json.loads((WRITTEN / "cfg.json").read_text())
+    assert not stored["model_from_pretrained_kwargs"]
+    folder = import_release(RELEASE, SAE_ID, cache / "layer_8")
+    config = json.loads((folder / "cfg.json").read_text())
+    assert config["metadata"]["model_from_pretrained_kwargs"] == {"center_writing_weights": True}
+
+
 def test_an_id_that_the_registry_lacks_leaves_nothing(cache: Path) -> None:
     """Near ids of SAELens' own list are named."""
     with pytest.raises(ReplacementNotFoundError, match=r"Near it are blocks\.8\.hook_resid_pre"):

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from google.longrunning import operations_pb2 as longrunning
 from google.longrunning.operations_pb2_grpc import OperationsStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -20,6 +15,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.fakes.engine import Script
 from tests.integration.server_house import edge, loaded_engine, reason
+from tests.self_signed import self_signed
+from trephine.client import aio
+from trephine.client.errors import HandshakeFailedError
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.generation import Generate
 from trephine.rpc.registration import SERVICES
@@ -129,7 +127,7 @@ async def test_draining_refuses_the_new_and_finishes_the_old(tmp_path):
 
 async def test_tls_serves_and_plaintext_fails(tmp_path):
     """With a certificate the port speaks TLS only."""
-    cert, key = _certificate(tmp_path)
+    cert, key = self_signed(tmp_path)
     flags = {"listen": "127.0.0.1:0", "token_file": tmp_path / "token", "tls_cert": cert, "tls_key": key}
     async with edge(tmp_path, **flags) as server:
         token = bearer(f"Bearer {(tmp_path / 'token').read_text().strip()}")
@@ -141,36 +139,36 @@ async def test_tls_serves_and_plaintext_fails(tmp_path):
             assert error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
+async def test_the_client_speaks_tls_on_loopback_where_it_is_given_the_authority(tmp_path):
+    """A tunnel or a published port ends there. What does not fit is told in words of its own."""
+    cert, key = self_signed(tmp_path)
+    flags = {"listen": "127.0.0.1:0", "token_file": tmp_path / "token", "tls_cert": cert, "tls_key": key}
+
+    async def answers(server: str, **how: Any) -> bool:
+        token = (tmp_path / "token").read_text().strip()
+        async with await aio.connect(server, token=token, **how) as trephine:
+            return bool(await trephine.models.list())
+
+    async with edge(tmp_path, **flags) as server:
+        port = server.listen.rpartition(":")[2]
+        assert await answers(server.listen, root_certificates=cert)
+        assert await answers(f"localhost:{port}", root_certificates=cert, certificate_name="127.0.0.1")
+        for how, words in (
+            ({}, "give root_certificates"),
+            ({"certificate_name": "127.0.0.1"}, "of no authority that is trusted here"),
+            ({"root_certificates": cert, "certificate_name": "example.org"}, "is for another host"),
+        ):
+            with pytest.raises(HandshakeFailedError, match=words):
+                await answers(server.listen, **how)
+    del flags["tls_cert"], flags["tls_key"]
+    async with edge(tmp_path, **flags) as server:
+        assert await answers(server.listen)
+        with pytest.raises(HandshakeFailedError, match="speaks without TLS"):
+            await answers(server.listen, root_certificates=cert)
+
+
 def _finished():
     from trephine.domain.generation import Completion, Generation
 
     said = Completion(text=" b", token_ids=(1,), finish_reason="stop", applied=(), n_prompt_tokens=1)
     return Generation(completions=(said,), model="tiny", weight_hash="w")
-
-
-def _certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for the loopback address."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    alternatives = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    cert = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(cert.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return folder / "cert.pem", folder / "key.pem"

@@ -233,6 +233,8 @@ async def test_a_stored_one_is_a_graph_that_is_queried_and_exported(wire: AsyncW
     nodes, edges = await graph.nodes(), await graph.edges()
     assert (len(nodes), len(edges)) == (13, len(found.circuits[0].edges))
     assert {node.kind for node in nodes} == {NodeKind.FEATURE, NodeKind.LOGIT}
+    assert {node.position for node in nodes} == {-1}
+    assert len(await graph.nodes(positions=(-1,))) == 13
     target = next(node.index for node in nodes if node.kind is NodeKind.LOGIT)
     part = await graph.around(target, ancestors=1, descendants=0)
     entering = [edge for edge in edges if edge.target == target]
@@ -248,5 +250,5 @@ async def test_a_stored_one_is_a_graph_that_is_queried_and_exported(wire: AsyncW
     other = await behaviours.graph(found.name, "cluster 1")
     assert (await graph.diff(other)).n_nodes >= 12
     for refused in (graph.verify(), smaller.verify(), smaller.explain(node=0)):
-        with pytest.raises(UnsupportedOptionError, match="imported"):
+        with pytest.raises(UnsupportedOptionError, match=r"of a behaviour: .* is about one prompt"):
             await refused

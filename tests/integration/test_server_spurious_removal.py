@@ -302,7 +302,7 @@ async def test_a_decision_in_a_template_is_not_exported(wire: AsyncWire, model: 
     )
     with pytest.raises(HeadNotStockError, match=r"in the template '\{text\} is'") as refused:
         await AsyncSpuriousRemovals(wire).start_export_classifier(found, "worded-judge", ["abcdef"])
-    assert refused.value.field == "decision.template"
+    assert refused.value.field == "decision.tokens.template"
 
 
 async def test_a_classifier_needs_the_export_of_its_edit(wire: AsyncWire, removal: SpuriousRemoval):

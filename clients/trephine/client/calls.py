@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import grpc
 
+from trephine.client.local_errors import CLOSED, ConnectionClosedError
 from trephine.client.status import error_of_call
 
 RequestT = TypeVar("RequestT")
@@ -46,6 +47,8 @@ class Calls:
     def __init__(self, channel: grpc.Channel) -> None:
         self.channel = channel
         """For stubs to be built on; a stub's methods are called by `ask` and `stream` alone."""
+        self._closed = False
+        """Written and read where steps are done, so in their order."""
         self._steps: SimpleQueue[Step | None] = SimpleQueue()
         weakref.finalize(self, self._steps.put, None)
         Thread(target=_conduct, args=(self._steps,), name="trephine-calls", daemon=True).start()
@@ -70,7 +73,7 @@ class Calls:
 
         Raises:
             TrephineError: What the server answered, rebuilt.
-            ValueError: If the channel is closed.
+            ConnectionClosedError: If the channel is closed.
         """
         answers: SimpleQueue[_Answer[ResponseT]] = SimpleQueue()
         running: list[grpc.Future[ResponseT]] = []
@@ -80,6 +83,7 @@ class Calls:
             answers.put(_answer(call.result))
 
         def begin() -> None:
+            self._check_open()
             running.append(method.future(request, **options))
             running[0].add_done_callback(done)
 
@@ -101,6 +105,7 @@ class Calls:
         running: list[Any] = []
 
         def begin() -> None:
+            self._check_open()
             running.append(method(request, **options))
             work = (running[0], wanted, answers)
             Thread(target=_read, args=work, name="trephine-stream", daemon=True).start()
@@ -120,11 +125,16 @@ class Calls:
         answers: SimpleQueue[_Answer[None]] = SimpleQueue()
 
         def end() -> None:
+            self._closed = True
             self.channel.close()
             answers.put(_Answer())
 
         self._steps.put(partial(_reporting, end, answers))
         _response(_awaited(answers))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConnectionClosedError(CLOSED)
 
 
 # --- on the other threads ------------------------------------------------------------------------

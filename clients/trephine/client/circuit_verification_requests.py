@@ -7,7 +7,7 @@ from typing import Any
 
 from trephine.client.errors import InvalidRequestError
 from trephine.client.requests import fresh_id, resource
-from trephine.client.sendable import sendable
+from trephine.client.sendable import listed, sendable
 from trephine.client.types import Substitute
 from trephine.v1 import circuit_verification_pb2 as pb
 from trephine.v1 import interventions_pb2
@@ -41,7 +41,7 @@ def request(
         model=resource("models", model) if model else "",
         substitutes=[_number(pb.Substitute, "SUBSTITUTE", one, "substitutes") for one in substitutes],
         error_term=_number(interventions_pb2.ErrorTerm, "ERROR_TERM", error_term, "error_term"),
-        supernodes=[pb.NodeSet(nodes=nodes) for nodes in supernodes],
+        supernodes=[pb.NodeSet(nodes=listed(nodes, "supernodes")) for nodes in supernodes],
         request_id=fresh_id(request_id),
         validate_only=validate_only,
         **{name: value for name, value in options.items() if value is not None},

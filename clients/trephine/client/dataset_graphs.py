@@ -12,6 +12,15 @@ from trephine.client.types import ContextCircuit, DatasetCircuit, DatasetNode, P
 _NEURONS, _HEADS, _ERRORS = "neurons", "heads", ":errors"
 _METRIC = -1
 _EVERYWHERE = "every position"
+_NO_POSITION: Mapping[str, Any] = {"no_position": True}
+"""The schema places every node: this says that where it does is for drawing alone."""
+_TARGET: Mapping[str, Any] = {
+    "kind": "logit",
+    "label": "right less wrong answers",
+    "position": -1,
+    "share": 1.0,
+    "value": None,
+}
 
 
 def chosen_circuit(found: DatasetCircuit, label: str) -> ContextCircuit:
@@ -41,7 +50,8 @@ def chosen_circuit(found: DatasetCircuit, label: str) -> ContextCircuit:
 def graph_document(found: DatasetCircuit, label: str) -> dict[str, Any]:
     """Return the graph: nodes with the labels that tell their effects, edges, and the metric above them.
 
-    Positions are those of the contexts, which have no tokens in common; where they are summed there is one.
+    Signs are those of graphs, positive if for the answers; a patch takes that off the metric. Positions are
+    those of the contexts, which have no tokens in common; where they are summed nodes lie at none.
 
     Raises:
         InvalidRequestError: As `chosen_circuit`.
@@ -65,9 +75,12 @@ def graph_document(found: DatasetCircuit, label: str) -> dict[str, Any]:
                 "creator_name": "trephine",
                 "generator": {"name": "trephine"},
                 "weight_hash": found.version.weight_hash,
-                "targets": [_target(last)],
+                "targets": [_TARGET],
                 "caveats": _caveats(found, circuit),
-                "nodes": {ids[place]: _figures(node) for place, node in enumerate(circuit.nodes)},
+                "nodes": {
+                    **{ids[place]: _figures(node) for place, node in enumerate(circuit.nodes)},
+                    ids[_METRIC]: _NO_POSITION,
+                },
             },
         },
         "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
@@ -76,15 +89,18 @@ def graph_document(found: DatasetCircuit, label: str) -> dict[str, Any]:
             _metric(ids[_METRIC], top, last),
         ],
         "links": [
-            {"source": ids[edge.source], "target": ids[edge.target], "weight": edge.weight}
+            {"source": ids[edge.source], "target": ids[edge.target], "weight": -edge.weight}
             for edge in circuit.edges
         ],
     }
 
 
-def _figures(node: DatasetNode) -> dict[str, float]:
-    """What a graph's effect is: for the answers if positive, where a patch takes that off the metric."""
-    return {"effect": -node.effect} if isfinite(node.effect) else {}
+def _figures(node: DatasetNode) -> dict[str, Any]:
+    """What the schema has no place for: the effect, and that it lies at no single position."""
+    return {
+        **({"effect": -node.effect} if isfinite(node.effect) else {}),
+        **(_NO_POSITION if node.position < 0 else {}),
+    }
 
 
 def _set_of(node: DatasetNode) -> str:
@@ -104,7 +120,7 @@ def _node_id(node: DatasetNode, sets: tuple[str, ...]) -> str:
 
 def _node(node: DatasetNode, identity: str, sets: tuple[str, ...]) -> dict[str, Any]:
     layer, index, place = node.feature.layer, node.feature.index, sets.index(_set_of(node))
-    said = f"{_called(node)}, effect {node.effect:+.3f}" + ("" if node.stable else ", not stable")
+    said = f"{_called(node)}, effect {-node.effect:+.3f}" + ("" if node.stable else ", not stable")
     return {
         **_plain(identity, layer, max(0, node.position), said),
         "feature": -2 - _paired(layer * (len(sets) - 1) + place - 1, index)
@@ -122,7 +138,6 @@ def _plain(identity: str, layer: int, position: int, said: str) -> dict[str, Any
         "layer": str(layer),
         "ctx_idx": position,
         "clerp": said,
-        "token_prob": 0.0,
         "is_target_logit": False,
         "run_idx": 0,
         "reverse_ctx_idx": 0,
@@ -147,7 +162,7 @@ def _called(node: DatasetNode) -> str:
 
 def _metric(identity: str, top: int, position: int) -> dict[str, Any]:
     return {
-        **_plain(identity, top, position, _target(position)["label"]),
+        **_plain(identity, top, position, str(_TARGET["label"])),
         "feature": 0,
         "feature_type": "logit",
         "is_target_logit": True,
@@ -155,25 +170,14 @@ def _metric(identity: str, top: int, position: int) -> dict[str, Any]:
     }
 
 
-def _target(position: int) -> Mapping[str, Any]:
-    return {
-        "kind": "logit",
-        "label": "right less wrong answers",
-        "position": position,
-        "share": 1.0,
-        "value": None,
-    }
-
-
 def _caveats(found: DatasetCircuit, circuit: ContextCircuit) -> list[str]:
     return [
         f"The circuit {circuit.label!r} of {found.name}, over {circuit.training} contexts: no single prompt. "
         "What was measured of it on held-out contexts stands there.",
-        "An edge is what patching its source does to the answers through its target, in logits, mean over "
-        "contexts; negative: it speaks for them. Edges into one node do not add up to anything, and only "
-        "the strongest nodes have some.",
-        "Influence follows edges down, so that the lowest nodes collect it: go by the effects, which are for "
-        "the answers if positive (labels tell the change by a patch, with the other sign), and keep nodes by "
-        "name when pruning.",
+        "An edge is what patching its source takes from the answers through its target, in logits, mean "
+        "over contexts. Edges into one node do not add up to anything, and only the strongest nodes have "
+        "some.",
+        "Influence follows edges down, so that the lowest nodes collect it: go by the effects, and keep "
+        "nodes by name when pruning.",
         *found.caveats,
     ]

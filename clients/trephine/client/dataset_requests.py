@@ -50,7 +50,12 @@ def discover_dataset(
 
 
 def _example(one: DatasetExample) -> pb.DatasetExample:
-    return pb.DatasetExample(clean=one.clean, corrupted=one.corrupted, answers=one.answers, wrong=one.wrong)
+    return pb.DatasetExample(
+        clean=one.clean,
+        corrupted=one.corrupted,
+        answers=listed(one.answers, "answers"),
+        wrong=listed(one.wrong, "wrong"),
+    )
 
 
 def _number(enum: Any, prefix: str, value: str | None) -> Any:

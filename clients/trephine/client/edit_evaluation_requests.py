@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trephine.client.requests import edit_name, fresh_id, resource
+from trephine.client.sendable import listed as several
 from trephine.client.sendable import sendable
 from trephine.client.types import Edit, EvaluationSet
 from trephine.v1 import edit_evaluations_pb2 as pb
@@ -64,8 +65,9 @@ def _set(one: EvaluationSet) -> pb.EvaluationSet:
     return pb.EvaluationSet(
         name=one.name,
         role=pb.EvaluationRole.Value(f"EVALUATION_ROLE_{one.role.value.upper()}"),
-        texts=one.texts,
+        texts=several(one.texts, "texts"),
         items=[
-            pb.ChoiceItem(prompt=item.prompt, choices=item.choices, answer=item.answer) for item in one.items
+            pb.ChoiceItem(prompt=item.prompt, choices=several(item.choices, "choices"), answer=item.answer)
+            for item in one.items
         ],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +42,15 @@ class Endpoint:
     token: str | None = None
     root_certificates: Path | None = None
     """PEM file of the authorities to trust; None means the system's."""
+    certificate_name: str | None = None
+    """The name that the server's certificate is for; None means the address's host."""
+    insecure: bool = False
+    """Go without TLS to an address beyond this machine."""
 
     @property
     def is_local(self) -> bool:
         """True for Unix sockets and loopback addresses: these need no TLS."""
-        if self.address.startswith("unix:"):
+        if self.is_socket:
             return True
         host = self.address.rpartition(":")[0].strip("[]")
         if host == "localhost":
@@ -56,34 +61,99 @@ class Endpoint:
             return False
 
     @property
+    def is_socket(self) -> bool:
+        """True for Unix sockets, which never have TLS."""
+        return self.address.startswith("unix:")
+
+    @property
+    def is_encrypted(self) -> bool:
+        """True where TLS is spoken: beyond this machine, and wherever a certificate is to be checked."""
+        asked_for = self.root_certificates is not None or self.certificate_name is not None
+        return asked_for or not (self.is_local or self.insecure)
+
+    @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What every call carries."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
+    @property
+    def options(self) -> tuple[tuple[str, int | str], ...]:
+        """Of the channel."""
+        if self.certificate_name is None:
+            return OPTIONS
+        return (*OPTIONS, ("grpc.ssl_target_name_override", self.certificate_name))
+
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """TLS credentials, or None where the connection stays on this machine.
+        """TLS credentials, or None where the connection is not encrypted.
 
         Raises:
-            LocalFileError: If the certificate file cannot be read.
+            LocalFileError: If the certificate file cannot be read, or holds no certificate.
         """
-        if self.is_local:
+        if not self.is_encrypted:
             return None
-        try:
-            pem = self.root_certificates.read_bytes() if self.root_certificates else None
-        except OSError as failure:
-            raise LocalFileError(f"cannot read {self.root_certificates}: {failure.strerror}") from failure
+        pem = None if self.root_certificates is None else _certificates(self.root_certificates)
         return grpc.ssl_channel_credentials(root_certificates=pem)
 
 
-def parse_endpoint(server: str, *, token: str | None, root_certificates: Path | None) -> Endpoint:
+def parse_endpoint(
+    server: str,
+    *,
+    token: str | None,
+    root_certificates: Path | None,
+    certificate_name: str | None = None,
+    insecure: bool = False,
+) -> Endpoint:
     """Read an address as people type it.
 
     Raises:
-        InvalidRequestError: If it is neither `host:port` nor `unix:/path`.
+        InvalidRequestError: If it is neither `host:port` nor `unix:/path`, or contradicts itself about TLS.
     """
     host, _, port = server.rpartition(":")
     if not server.startswith("unix:") and (not host or not port.isdigit()):
         raise InvalidRequestError(
             f"{server!r} is no server address; give HOST:PORT or unix:/PATH", field="server"
         )
-    return Endpoint(address=server, token=token, root_certificates=root_certificates)
+    endpoint = Endpoint(
+        address=server,
+        token=token,
+        root_certificates=root_certificates,
+        certificate_name=certificate_name,
+        insecure=insecure,
+    )
+    _check_transport(endpoint)
+    return endpoint
+
+
+def _check_transport(endpoint: Endpoint) -> None:
+    if endpoint.certificate_name is not None and not endpoint.certificate_name.strip():
+        raise InvalidRequestError(
+            "certificate_name is empty; write the host that the certificate is for, or leave it out",
+            field="certificate_name",
+        )
+    if endpoint.is_encrypted and endpoint.insecure:
+        raise InvalidRequestError(
+            "insecure_connect goes without TLS, so no certificate is checked; leave out either it or "
+            "root_certificates and certificate_name",
+            field="insecure_connect",
+        )
+    if endpoint.is_encrypted and endpoint.is_socket:
+        raise InvalidRequestError(
+            "a Unix socket has no TLS; leave out root_certificates and certificate_name, or give HOST:PORT",
+            field="server",
+        )
+
+
+def _certificates(file: Path) -> bytes:
+    try:
+        pem = file.read_bytes()
+    except OSError as failure:
+        raise LocalFileError(f"cannot read {file}: {failure.strerror}") from failure
+    try:
+        # gRPC itself would only say, at the first call, that nobody can be reached.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError) as failure:
+        raise LocalFileError(
+            f"{file} holds no certificate that can be read; root_certificates is a PEM file, with "
+            "-----BEGIN CERTIFICATE-----, of the authorities to trust"
+        ) from failure
+    return pem

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from trephine.client.audit_errors import AuditorFailedError as AuditorFailedError
 from trephine.client.audit_errors import CheckpointUnverifiedError as CheckpointUnverifiedError
+from trephine.client.data_errors import CorruptRecordError as CorruptRecordError
+from trephine.client.data_errors import HashMismatchError as HashMismatchError
 from trephine.client.edit_errors import EditChangedError as EditChangedError
 from trephine.client.edit_errors import EditConflictError as EditConflictError
 from trephine.client.edit_errors import EditInUseError as EditInUseError
@@ -17,6 +19,8 @@ from trephine.client.error_root import TrephineError as TrephineError
 from trephine.client.error_root import error_type as error_type
 from trephine.client.error_root import error_types as error_types
 from trephine.client.local_errors import BaselineInvalidError as BaselineInvalidError
+from trephine.client.local_errors import ConnectionClosedError as ConnectionClosedError
+from trephine.client.local_errors import HandshakeFailedError as HandshakeFailedError
 from trephine.client.local_errors import LocalFileError as LocalFileError
 from trephine.client.local_errors import ServerStartError as ServerStartError
 from trephine.client.local_errors import ServerUnreachableError as ServerUnreachableError
@@ -381,20 +385,3 @@ class PathDeniedError(TrephineError):
 
     kind = ErrorKind.DENIED
     reason = "PATH_OUTSIDE_ROOTS"
-
-
-# --- data ---------------------------------------------------------------------------------------
-
-
-class HashMismatchError(TrephineError):
-    """Bytes whose digest is not the one announced."""
-
-    kind = ErrorKind.DATA_LOSS
-    reason = "HASH_MISMATCH"
-
-
-class CorruptRecordError(TrephineError):
-    """A stored record that cannot be read, or is of a serialisation that is never opened."""
-
-    kind = ErrorKind.DATA_LOSS
-    reason = "CORRUPT_RECORD"

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from trephine.client.error_root import ErrorKind, TrephineError
 
+CLOSED = "this connection was closed; connect() opens another"
+"""What a call after closing is told, on both surfaces."""
+
 
 class ServerUnreachableError(TrephineError):
     """Nobody answers at the server's address, or the connection broke and did not come back."""
 
     kind = ErrorKind.UNAVAILABLE
     reason = "SERVER_UNREACHABLE"
+
+
+class HandshakeFailedError(ServerUnreachableError):
+    """Somebody listens at the server's address, and the two ends do not agree on TLS or a certificate."""
+
+    reason = "HANDSHAKE_FAILED"
+
+
+class ConnectionClosedError(TrephineError):
+    """A call on a connection that was closed here."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "CONNECTION_CLOSED"
 
 
 class ServerStartError(TrephineError):

@@ -1,4 +1,7 @@
-"""How people write nodes of circuits: `12:345@6`, `my-set:12:345@6`, `error:3@6`, `token@2`, `target`."""
+"""How people write nodes of circuits: `12:345@6`, `my-set:12:345@6`, `error:3@6`, `token@2`, `target`.
+
+Nodes of many contexts, which lie at no single position, are at `all`: `12:345@all`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from collections.abc import Sequence
 from trephine.client.errors import InvalidRequestError
 from trephine.client.types import CircuitInfo, Node, NodeKind
 
-_FEATURE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*:)?\d+:\d+@\d+")
-_OTHER = re.compile(r"(?:token|error(?::\d+(?::[a-z_]+)?)?)@\d+|target")
+_FEATURE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*:)?\d+:\d+@(?:\d+|all)")
+_OTHER = re.compile(r"(?:token|error(?::\d+(?::[a-z_]+)?)?)@(?:\d+|all)|target")
 _MLP, _TARGET = "mlp_out", "target"
 
 
@@ -22,14 +25,19 @@ def address(node: Node, sets: Sequence[str] = ()) -> str:
     """
     match node.kind:
         case NodeKind.FEATURE if node.feature is not None:
-            plain = f"{node.layer}:{node.feature.index}@{node.position}"
+            plain = f"{node.layer}:{node.feature.index}@{placed(node)}"
             return f"{node.feature.replacement or 'neurons'}:{plain}" if len(sets) > 1 else plain
         case NodeKind.ERROR:
-            return f"{error_of(node.layer, node.error_site)}@{node.position}"
+            return f"{error_of(node.layer, node.error_site)}@{placed(node)}"
         case NodeKind.TOKEN:
-            return f"token@{node.position}"
+            return f"token@{placed(node)}"
         case _:
             return _TARGET
+
+
+def placed(node: Node) -> str:
+    """Where a node lies: a position, or `all`."""
+    return str(node.position) if node.position >= 0 else "all"
 
 
 def error_of(layer: int, site: str) -> str:
@@ -61,7 +69,7 @@ def _addresses(node: Node) -> set[str]:
     """Every form that a node may be written in."""
     texts = {address(node), address(node, ("", ""))}
     if node.error_site == _MLP:
-        texts.add(f"error:{node.layer}:{_MLP}@{node.position}")
+        texts.add(f"error:{node.layer}:{_MLP}@{placed(node)}")
     return texts
 
 

@@ -18,6 +18,8 @@ def open_endpoint(
     state: str | os.PathLike[str] | None,
     model_roots: Sequence[str | os.PathLike[str]],
     root_certificates: str | os.PathLike[str] | None,
+    certificate_name: str | None = None,
+    insecure_connect: bool = False,
 ) -> tuple[Endpoint, Lease | None]:
     """Where to connect to, and the lease if it is a local server's."""
     if server is not None:
@@ -26,7 +28,20 @@ def open_endpoint(
                 "state and model_roots are a local server's; a named server has its own", field="server"
             )
         certificates = Path(root_certificates) if root_certificates is not None else None
-        return parse_endpoint(server, token=token, root_certificates=certificates), None
+        endpoint = parse_endpoint(
+            server,
+            token=token,
+            root_certificates=certificates,
+            certificate_name=certificate_name,
+            insecure=insecure_connect,
+        )
+        return endpoint, None
+    if root_certificates is not None or certificate_name is not None or insecure_connect:
+        raise InvalidRequestError(
+            "root_certificates, certificate_name and insecure_connect are for a named server; name it, as "
+            "HOST:PORT, or leave them out: a local one is reached over a socket of this machine",
+            field="server",
+        )
     if state is not None and not os.fspath(state).strip():
         raise InvalidRequestError(
             "state is empty and names no folder; leave it out for your own, or write . for the current one",

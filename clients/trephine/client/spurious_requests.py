@@ -12,7 +12,7 @@ from trephine.client.endpoint import REQUEST_BYTES
 from trephine.client.errors import InvalidRequestError, LocalFileError, MessageTooLargeError
 from trephine.client.plain_json import parse_json
 from trephine.client.requests import fresh_id, resource
-from trephine.client.sendable import sendable
+from trephine.client.sendable import listed, sendable
 from trephine.client.set_ids import set_id
 from trephine.client.types import (
     AttributeText,
@@ -114,6 +114,7 @@ def check_counts(counts: Sequence[int]) -> None:
     Raises:
         InvalidRequestError: If they repeat, fall, or begin below 1.
     """
+    counts = listed(counts, "budget.counts")
     if list(counts) != sorted(set(counts)):
         raise InvalidRequestError("budget.counts must ascend, and hold one", field="budget.counts")
     if counts and counts[0] < 1:

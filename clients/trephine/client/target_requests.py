@@ -38,7 +38,7 @@ def graph_target(target: Target, against: str | None, positions: Sequence[int]) 
         case TopLogits(limit=limit, mass=mass):
             message = pb.GraphTarget(top_logits=pb.TopLogits(limit=limit, mass=mass))
         case TokenLogits(tokens=tokens):
-            message = pb.GraphTarget(token_logits=pb.TokenLogits(tokens=tokens))
+            message = pb.GraphTarget(token_logits=pb.TokenLogits(tokens=listed(tokens, "tokens")))
         case FeatureValue(layer=layer, index=index, replacement=replacement):
             feature = pb.FeatureValue(layer=layer, index=index, replacement=set_id(replacement))
             message = pb.GraphTarget(feature=feature)
@@ -58,4 +58,5 @@ def graph_target(target: Target, against: str | None, positions: Sequence[int]) 
 
 def direction_value(direction: DirectionValue) -> pb.DirectionValue:
     """The contract's direction of the stream."""
-    return pb.DirectionValue(site=site_message(direction.site), vector=direction.vector, name=direction.name)
+    vector = listed(direction.vector, "vector")
+    return pb.DirectionValue(site=site_message(direction.site), vector=vector, name=direction.name)

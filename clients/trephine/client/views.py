@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from trephine.client.node_addresses import placed
 from trephine.client.types import CircuitInfo, Node
 
 
@@ -29,6 +30,6 @@ def circuit_html(info: CircuitInfo, nodes: Sequence[Node]) -> str:
 def _row(node: Node) -> str:
     promotes = ", ".join(html.escape(token) for token in node.promotes[:5])
     return (
-        f"<tr><td>{node.feature}</td><td>{node.position}</td><td>{node.influence:.4f}</td>"
+        f"<tr><td>{node.feature}</td><td>{placed(node)}</td><td>{node.influence:.4f}</td>"
         f"<td>{node.effect:+.3f}</td><td>{promotes}</td></tr>"
     )

@@ -9,7 +9,7 @@ import grpc
 from google.longrunning import operations_pb2_grpc
 
 from trephine.client.calls import Calls
-from trephine.client.endpoint import OPTIONS, UNARY_SECONDS, Endpoint
+from trephine.client.endpoint import UNARY_SECONDS, Endpoint
 from trephine.client.leases import Lease
 from trephine.v1 import (
     artifact_service_pb2_grpc,
@@ -60,6 +60,7 @@ class Wire:
 
         Raises:
             TrephineError: What the server answered, rebuilt.
+            ConnectionClosedError: After `close`.
         """
         return self._calls.ask(method, request, timeout=timeout, metadata=self.endpoint.metadata)
 
@@ -74,6 +75,7 @@ class Wire:
 
         Raises:
             TrephineError: What the server answered, rebuilt.
+            ConnectionClosedError: After `close`.
         """
         return self._calls.stream(method, request, timeout=timeout, metadata=self.endpoint.metadata)
 
@@ -87,12 +89,12 @@ class Wire:
             request.page_token = page.next_page_token
 
     def close(self) -> None:
-        """Close the channel; calls that run on it end."""
+        """Close the channel; calls that run on it end, and later ones are refused."""
         self._calls.close()
 
 
 def _open(endpoint: Endpoint) -> grpc.Channel:
     credentials = endpoint.credentials()
     if credentials is None:
-        return grpc.insecure_channel(endpoint.address, options=OPTIONS)
-    return grpc.secure_channel(endpoint.address, credentials, options=OPTIONS)
+        return grpc.insecure_channel(endpoint.address, options=endpoint.options)
+    return grpc.secure_channel(endpoint.address, credentials, options=endpoint.options)

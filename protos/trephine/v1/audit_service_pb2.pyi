@@ -454,6 +454,7 @@ class AuditReport(google.protobuf.message.Message):
     SECONDS_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     TREPHINE_VERSION_FIELD_NUMBER: builtins.int
+    UNDECIDED_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `audits/...`."""
     verdict: global___Verdict.ValueType
@@ -461,7 +462,7 @@ class AuditReport(google.protobuf.message.Message):
     why: builtins.str
     """In a sentence."""
     would_decide: builtins.str
-    """If inconclusive: what would settle it."""
+    """If anything is undecided: what would settle it."""
     seed: builtins.int
     """Seed."""
     items: builtins.int
@@ -492,6 +493,10 @@ class AuditReport(google.protobuf.message.Message):
     def version(self) -> trephine.v1.common_pb2.ModelVersion:
         """Which weights were audited."""
 
+    @property
+    def undecided(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Rules of which it cannot be told, also where others failed. None of them passed."""
+
     def __init__(
         self,
         *,
@@ -509,9 +514,10 @@ class AuditReport(google.protobuf.message.Message):
         seconds: builtins.float = ...,
         create_time: builtins.str = ...,
         trephine_version: builtins.str = ...,
+        undecided: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["auditor", b"auditor", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["auditor", b"auditor", "create_time", b"create_time", "figures", b"figures", "findings", b"findings", "items", b"items", "matrix", b"matrix", "name", b"name", "seconds", b"seconds", "seed", b"seed", "trephine_version", b"trephine_version", "verdict", b"verdict", "version", b"version", "why", b"why", "would_decide", b"would_decide"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["auditor", b"auditor", "create_time", b"create_time", "figures", b"figures", "findings", b"findings", "items", b"items", "matrix", b"matrix", "name", b"name", "seconds", b"seconds", "seed", b"seed", "trephine_version", b"trephine_version", "undecided", b"undecided", "verdict", b"verdict", "version", b"version", "why", b"why", "would_decide", b"would_decide"]) -> None: ...
 
 global___AuditReport = AuditReport
 

@@ -106,7 +106,7 @@ class DiscoverCircuitRequest(google.protobuf.message.Message):
     model: builtins.str
     """Resource name of a loaded model."""
     prompt: builtins.str
-    """At least one token."""
+    """At least two tokens: what stands at the first alone is an attention sink."""
     replacement: builtins.str
     """Replacement set; empty means `neurons`."""
     max_feature_nodes: builtins.int
@@ -602,7 +602,7 @@ class Node(google.protobuf.message.Message):
     layer: builtins.int
     """Layer; -1 for tokens."""
     position: builtins.int
-    """Position in the prompt."""
+    """Position in the prompt. -1 in graphs over many contexts: of a node every position, of a target the end."""
     activation: builtins.float
     """Activation, or a logit's probability."""
     influence: builtins.float
@@ -718,7 +718,7 @@ class ListNodesRequest(google.protobuf.message.Message):
 
     @property
     def positions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Only these positions. Empty: any."""
+        """Only these positions; -1 is that of nodes at every position. Empty: any."""
 
     def __init__(
         self,
@@ -946,7 +946,7 @@ class ComparedNode(google.protobuf.message.Message):
     layer: builtins.int
     """Layer; -1 for tokens."""
     position: builtins.int
-    """Position in the prompt; unset where positions are summed."""
+    """Position in the prompt; unset where positions are summed, or nodes lie at none."""
     label: builtins.str
     """For people."""
     error_site: builtins.str

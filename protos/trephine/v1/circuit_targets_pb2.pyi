@@ -266,7 +266,7 @@ class ExplainedTarget(google.protobuf.message.Message):
     label: builtins.str
     """For people."""
     position: builtins.int
-    """Where it is read."""
+    """Where it is read; -1 in graphs over many contexts: where each of them ends."""
     share: builtins.float
     """Its weight among the targets; they sum to 1, and the explained quantity is the weighted sum."""
     value: builtins.float

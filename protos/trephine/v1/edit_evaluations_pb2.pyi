@@ -430,7 +430,9 @@ class ControlComparison(google.protobuf.message.Message):
     p_value: builtins.float
     """(1 + `reached`) / (sets + 1), of the sets that change anything on these units."""
     adjusted_p_value: builtins.float
-    """After Holm over the sets of the role."""
+    """After Holm over the sets of the role: for whoever picks one set out of several. The word needs every target set and
+    asks `p_value`.
+    """
     units: builtins.int
     """Texts or items that differ as tokens: repeats count once."""
     tokens: builtins.int

@@ -46,7 +46,9 @@ class ProposeEditRequest(google.protobuf.message.Message):
     max_retain_kl: builtins.float
     """Unset: 0.1 nats per token, over all positions and over positions >= 1 apart."""
     max_features: builtins.int
-    """Unset: 64."""
+    """Candidates, whose effect and damage are measured one by one, and so the longest prefix. Unset: 48; at
+    most 1024.
+    """
     retain_text: builtins.str
     """Unset: the built-in retain text."""
     request_id: builtins.str
@@ -94,7 +96,7 @@ class RankedFeature(google.protobuf.message.Message):
     USE_FIELD_NUMBER: builtins.int
     SCORE_FIELD_NUMBER: builtins.int
     effect: builtins.float
-    """Estimated effect over positions >= 1, logits."""
+    """How far the target falls, measured, when the feature is ablated at positions >= 1, logits."""
     use: builtins.float
     """rms activation x decoder norm on the retain text."""
     score: builtins.float

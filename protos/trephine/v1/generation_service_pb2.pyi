@@ -70,7 +70,9 @@ class GenerateRequest(google.protobuf.message.Message):
     top_p: builtins.float
     """Unset: 1."""
     seed: builtins.int
-    """Unset: 0. Each row draws from its own generator."""
+    """Unset: 0. Each row draws from its own generator, seeded with this and its index: for the same draws keep the
+    row's place in the request. What stands at other places changes nothing.
+    """
     @property
     def rows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GenerationRow]:
         """At least one."""
@@ -206,7 +208,9 @@ class Completion(google.protobuf.message.Message):
     text: builtins.str
     """What was added to the prompt."""
     finish_reason: builtins.str
-    """`stop` or `length`."""
+    """`stop`, `length`, or `overflow`: the row ends here, since its activations overflow and leave no token to choose.
+    A request of which every row overflows is `NON_FINITE_VALUE`.
+    """
     n_prompt_tokens: builtins.int
     """Tokens of the prompt."""
     @property
@@ -219,7 +223,9 @@ class Completion(google.protobuf.message.Message):
 
     @property
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
+        """What a reader must know of the prompt: a first token that a set was trained with and that it lacks; and of a row
+        that overflows, where it does and what to do.
+        """
 
     @property
     def edits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.live_edits_pb2.AppliedEdit]:
@@ -348,11 +354,11 @@ class RowScore(google.protobuf.message.Message):
 
     @property
     def log_probabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Nats."""
+        """Nats. NaN where the row's activations overflow; a request of which every row does is `NON_FINITE_VALUE`."""
 
     @property
     def top_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The most likely token at each place."""
+        """The most likely token at each place; -1 where they overflow."""
 
     @property
     def kl(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
@@ -364,7 +370,9 @@ class RowScore(google.protobuf.message.Message):
 
     @property
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
+        """What a reader must know of the prompt: a first token that a set was trained with and that it lacks; and of a row
+        that overflows, where it does and what to do.
+        """
 
     @property
     def edits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.live_edits_pb2.AppliedEdit]:

@@ -17,8 +17,9 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class MatchedControls(google.protobuf.message.Message):
-    """Random features of the same layer that the operation moves as much on the prompt; additions and projections, and
-    features that are silent there, are matched on what they usually write.
+    """Random features of the same layer. They would write about as much on the prompt, and are moved by so much more, or
+    less, that they do; additions and projections, and features that are silent there, are matched on what they usually
+    write, and nothing is scaled.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -29,7 +30,9 @@ class MatchedControls(google.protobuf.message.Message):
     sets: builtins.int
     """Unset: 99 sets."""
     norm_factor: builtins.float
-    """Unset: what is written (change of the activation x decoder norm, rms) within a factor of 2."""
+    """Unset: what would be written (change of the activation x decoder norm, rms) within a factor of 2. Where that holds
+    fewer than 20 candidates of a feature it is widened for it, at most to its double.
+    """
     seed: builtins.int
     """Unset: 0."""
     def __init__(
@@ -127,7 +130,9 @@ class AblationEffect(google.protobuf.message.Message):
     KL_LAST_FIELD_NUMBER: builtins.int
     APPLIED_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """`as_given` or `position_bound`."""
+    """`as_given`; `position_bound`; `matched_only` where some features have no controls: the others alone, which is what
+    the p-value is of.
+    """
     baseline: builtins.float
     """Without interventions, logits."""
     intervened: builtins.float
@@ -156,14 +161,14 @@ global___AblationEffect = AblationEffect
 
 @typing.final
 class UnmatchedFeature(google.protobuf.message.Message):
-    """A feature without a control."""
+    """A feature without controls: it has fewer than 20 candidates."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     FEATURE_FIELD_NUMBER: builtins.int
     CANDIDATES_FIELD_NUMBER: builtins.int
     candidates: builtins.int
-    """Features of its layer that write as much, within the factor."""
+    """Features of its layer that would write about as much, within the widest factor."""
     @property
     def feature(self) -> trephine.v1.common_pb2.FeatureRef:
         """The feature."""
@@ -180,6 +185,43 @@ class UnmatchedFeature(google.protobuf.message.Message):
 global___UnmatchedFeature = UnmatchedFeature
 
 @typing.final
+class MatchedFeature(google.protobuf.message.Message):
+    """A feature with controls."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: builtins.int
+    CANDIDATES_FIELD_NUMBER: builtins.int
+    FACTOR_FIELD_NUMBER: builtins.int
+    WRITTEN_FIELD_NUMBER: builtins.int
+    candidates: builtins.int
+    """Features of its layer that would write about as much, within the factor."""
+    factor: builtins.float
+    """Within which they are."""
+    written: builtins.float
+    """What a stand-in would write if it were moved as the feature is, over what that writes: median of the sets. Each is
+    moved by so much more, or less, that it writes as much. Unset: what is usually written was matched, and nothing is
+    scaled.
+    """
+    @property
+    def feature(self) -> trephine.v1.common_pb2.FeatureRef:
+        """The feature."""
+
+    def __init__(
+        self,
+        *,
+        feature: trephine.v1.common_pb2.FeatureRef | None = ...,
+        candidates: builtins.int = ...,
+        factor: builtins.float = ...,
+        written: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_written", b"_written", "feature", b"feature", "written", b"written"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_written", b"_written", "candidates", b"candidates", "factor", b"factor", "feature", b"feature", "written", b"written"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_written", b"_written"]) -> typing.Literal["written"] | None: ...
+
+global___MatchedFeature = MatchedFeature
+
+@typing.final
 class ControlResult(google.protobuf.message.Message):
     """The controls' outcome."""
 
@@ -189,8 +231,11 @@ class ControlResult(google.protobuf.message.Message):
     P_VALUE_FIELD_NUMBER: builtins.int
     MATCHED_FIELD_NUMBER: builtins.int
     UNMATCHED_FIELD_NUMBER: builtins.int
+    FOUND_FIELD_NUMBER: builtins.int
     p_value: builtins.float
-    """(1 + #{|control| >= |effect|}) / (sets + 1)."""
+    """(1 + #{|control| >= |effect|}) / (sets + 1); a control that is no number counts, and beside an effect that is none
+    all do.
+    """
     matched: builtins.int
     """Features with controls."""
     @property
@@ -201,6 +246,10 @@ class ControlResult(google.protobuf.message.Message):
     def unmatched(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___UnmatchedFeature]:
         """Features without, listed and not matched badly."""
 
+    @property
+    def found(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MatchedFeature]:
+        """Features with controls, and what those were drawn from."""
+
     def __init__(
         self,
         *,
@@ -208,8 +257,9 @@ class ControlResult(google.protobuf.message.Message):
         p_value: builtins.float = ...,
         matched: builtins.int = ...,
         unmatched: collections.abc.Iterable[global___UnmatchedFeature] | None = ...,
+        found: collections.abc.Iterable[global___MatchedFeature] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["changes", b"changes", "matched", b"matched", "p_value", b"p_value", "unmatched", b"unmatched"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes", "found", b"found", "matched", b"matched", "p_value", b"p_value", "unmatched", b"unmatched"]) -> None: ...
 
 global___ControlResult = ControlResult
 
@@ -245,7 +295,7 @@ class AblateResponse(google.protobuf.message.Message):
 
     @property
     def effects(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AblationEffect]:
-        """As given, then position-bound if asked for."""
+        """As given, then position-bound if asked for, then without the features that have no controls, if there are any."""
 
     @property
     def controls(self) -> global___ControlResult:
@@ -257,7 +307,9 @@ class AblateResponse(google.protobuf.message.Message):
 
     @property
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What a reader must know of the prompt, as that a set was trained with a first token that it lacks."""
+        """What a reader must know of the prompt, as that a set was trained with a first token that it lacks; of effects that
+        are no numbers; and of controls that are few, alike, far from the features or change nothing.
+        """
 
     @property
     def edits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.live_edits_pb2.AppliedEdit]:

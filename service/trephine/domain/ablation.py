@@ -25,17 +25,19 @@ class LogitTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchedControls:
-    """Random features of the same layer that the operation moves as much (DESIGN 5.9).
+    """Random features of the same layer, moved so far that they write as much (DESIGN 5.9).
 
-    What it writes on the prompt is matched, change of the activation x decoder norm over the positions that
-    it reaches; for additions and projections, and for features that are silent there, what they usually
-    write, rms activation x decoder norm on the retain text.
+    What the operation writes on the prompt is matched, change of the activation x decoder norm over the
+    positions that it reaches: stand-ins that would write about as much are moved by so much more, or less,
+    that they do. For additions and projections, and for features that are silent there, it is what they
+    usually write, rms activation x decoder norm on the retain text, and nothing is scaled.
     """
 
     sets: int = 99
     """Random sets; p = (1 + #{|control| >= |effect|}) / (sets + 1)."""
     norm_factor: float = 2.0
-    """What is written is within this factor."""
+    """What a stand-in would write, moved as the feature is, is within this factor; within its double where
+    it holds fewer than 20 candidates."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,11 +49,26 @@ class MatchedControls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnmatchedFeature:
-    """A feature for which no control was found; it is listed, never matched badly."""
+    """A feature for which too few controls were found; it is listed, never matched badly."""
 
     feature: FeatureRef
     candidates: int
-    """Features of its layer that write as much, within the factor; itself and the other targets excluded."""
+    """Features of its layer within the factor, widened; itself and the other targets excluded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchedFeature:
+    """A feature that has stand-ins, and what they were drawn from."""
+
+    feature: FeatureRef
+    candidates: int
+    """Features of its layer within the factor; itself and the other targets excluded."""
+    factor: float
+    """Within which they are."""
+    written: float | None
+    """What a stand-in would write if it were moved as the feature is, over what that writes: the median of
+    the sets. Each is moved by so much more, or less, that it writes as much. None: what is usually written
+    was matched, and nothing is scaled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +76,8 @@ class Effect:
     """What one list of interventions does to the target."""
 
     name: str
-    """`as_given`; `position_bound` for the same features at the named positions only."""
+    """`as_given`; `position_bound` for the same features at the named positions only; `matched_only` for
+    those that have controls, where some have none."""
     baseline: float
     """The measured quantity without interventions, in logits."""
     intervened: float
@@ -77,9 +95,16 @@ class ControlResult:
     changes: tuple[float, ...]
     """Change of the target by each random set, in logits."""
     p_value: float
-    matched: int
+    """(1 + #{|control| >= |effect|}) / (sets + 1); a control that is no number counts, and beside an effect
+    that is none all do."""
+    found: tuple[MatchedFeature, ...]
     """Features that have controls."""
     unmatched: tuple[UnmatchedFeature, ...]
+
+    @property
+    def matched(self) -> int:
+        """How many features have controls."""
+        return len(self.found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +123,8 @@ class AblationReport:
     model: str
     weight_hash: str
     caveats: tuple[str, ...] = ()
-    """What a reader must know: a first token that a set was trained with and the prompt lacks, control sets
-    that are too few or change nothing."""
+    """What a reader must know: a first token that a set was trained with and the prompt lacks, effects that
+    are no numbers, control sets that are too few, too alike, far from the features or change nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,7 @@ class Node:
     kind: NodeKind
     layer: int
     position: int
+    """-1 in graphs over many contexts, of which it is none: of a node every position, of a target the end."""
     feature: int
     """Feature index, or the vocabulary id of a token or logit; of errors -1 or below, by `error_sites`."""
     replacement: str
@@ -247,12 +248,19 @@ class Circuit:
             what: That cannot be done, `verification`.
 
         Raises:
-            UnsupportedOptionError: If it is a global circuit, which has none.
+            UnsupportedOptionError: If it is a global circuit or the graph of a behaviour, which have none.
         """
         if self.across is not None:
             raise UnsupportedOptionError(
                 f"the circuit is global: its edges are means over {self.across.training} texts, and {what} "
                 "is about one prompt. Discover a circuit of a prompt for that",
+                field="circuit",
+            )
+        if any(target.position < 0 for target in self.targets):
+            raise UnsupportedOptionError(
+                f"the circuit is of a behaviour: its edges are means over contexts, and {what} is about one "
+                "prompt. What was measured on held-out contexts stands with the behaviour; for more discover "
+                "a circuit of one of its contexts",
                 field="circuit",
             )
 

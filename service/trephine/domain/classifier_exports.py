@@ -119,5 +119,5 @@ def require_plain_text(decision: DecisionHead) -> None:
             f"the decision was measured on texts in the template {decision.template!r}, and a stock "
             "classifier reads the text alone: it would decide otherwise. Remove again with the template "
             f"{TEXT}, with the words of the template in the texts themselves, and export that",
-            field="decision.template",
+            field="decision.tokens.template",
         )

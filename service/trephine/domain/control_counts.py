@@ -28,7 +28,7 @@ def reached(statistic: str, effect: float, values: Sequence[float]) -> int:
 
 def _as_much(statistic: str, effect: float, values: Sequence[float]) -> int:
     match statistic:
-        case "log_odds_change":
+        case "log_odds_change" | "logits":
             return sum(abs(value) >= abs(effect) for value in values)
         case "top1_agreement" | "accuracy_change":
             return sum(value <= effect for value in values)

@@ -87,9 +87,9 @@ class Subsampling:
     """A node is stable if all data and this share of the draws, or more, select it; else we abstain."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.draws <= 1000, "stability.draws", "must be 0 to 1000")
-        _check(0 < self.share < 1, "stability.share", "must be above 0 and below 1")
-        _check(0 < self.keep <= 1, "stability.keep", "must be above 0 and at most 1")
+        _check(0 <= self.draws <= 1000, "stability_draws", "must be 0 to 1000")
+        _check(0 < self.share < 1, "stability_share", "must be above 0 and below 1")
+        _check(0 < self.keep <= 1, "stability_keep", "must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

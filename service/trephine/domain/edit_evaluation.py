@@ -18,7 +18,7 @@ from trephine.domain.interventions import Applied, require_finite
 from trephine.domain.verification import Standing
 
 FEWEST_UNITS = 8
-"""Texts or items below which no interval is given: a percentile bootstrap of fewer is too narrow by far."""
+"""Texts or items below which no interval is given: over fewer none that is told holds."""
 FEWEST_CONTROLS = 99
 """Control sets below which no effect is called specific."""
 FEWEST_ELSEWHERE = 19
@@ -199,7 +199,7 @@ class ArmResult:
     figures: tuple[Figure, ...]
     """Texts: `kl` (nats per token), `perplexity_ratio`, `top1_agreement`, over positions >= 1 and with the
     plain model as reference. Items: `kl` and `top1_agreement` at the answer, `accuracy`,
-    `accuracy_change`, `log_odds`, `log_odds_change`. Percentile intervals of 95 % over texts or items."""
+    `accuracy_change`, `log_odds`, `log_odds_change`. Intervals of 95 % over texts or items."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +217,8 @@ class ControlComparison:
     p_value: float
     """(1 + `reached`) / (sets that act + 1) (Davison and Hinkley 1997)."""
     adjusted_p_value: float
-    """After Holm over the sets of the role."""
+    """After Holm over the sets of the role: for whoever picks one set out of several. The word needs every
+    target set, so that none is picked, and asks `p_value` (Berger 1982)."""
     units: int
     tokens: int = 0
     """Of all rows; texts of retain sets are cut. 0: not kept, the record is an older one."""
@@ -231,6 +232,13 @@ class ControlComparison:
     def silent(self) -> int:
         """How many control sets change nothing on these units: features of sets are silent on most texts."""
         return len(self.values) - len(acting(self.statistic, self.values))
+
+    @property
+    def beside(self) -> int:
+        """How many control sets `p_value` is beside: those that act, or all where the edit does not."""
+        if not acting(self.statistic, [self.effect]):
+            return len(self.values)
+        return len(self.values) - self.silent
 
     @property
     def finite_values(self) -> tuple[float, ...]:

@@ -10,6 +10,9 @@ from trephine.domain.commands import Command, Progress
 from trephine.domain.interventions import Intervention
 from trephine.domain.sites import FeatureRef
 
+MAX_PROPOSED = 1024
+"""Candidates of a proposal, at most."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditSet:
@@ -71,7 +74,7 @@ class RankedFeature:
 
     feature: FeatureRef
     effect: float
-    """Estimated effect on the target summed over positions >= 1, in logits."""
+    """How far the target falls, measured, when it is ablated at positions >= 1, in logits."""
     use: float
     """rms activation x decoder norm on the retain text, positions >= 1."""
     score: float
@@ -123,6 +126,7 @@ class ProposeEdit(Command[EditProposal, Progress]):
     """Smallest share of the baseline that must be gone."""
     max_retain_kl: float = 0.1
     """Largest retain KL in nats per token, over all positions and over positions >= 1 apart."""
-    max_features: int = 64
+    max_features: int = 48
+    """Candidates, whose effect and damage are measured one by one, and so the longest prefix; 1 to 1,024."""
     retain_text: str | None = None
     """None: the built-in retain text (at least 1,024 tokens)."""

@@ -116,9 +116,12 @@ class AuditOutcome:
     figures: tuple[Figure, ...]
     """Accuracy, power, class shares, ..."""
     would_decide: str = ""
-    """If INCONCLUSIVE: what would settle it."""
+    """If anything is undecided: what would settle it."""
     matrix: tuple[tuple[str, ...], ...] = ()
     """Optional table for the report: a header row, then rows."""
+    undecided: tuple[str, ...] = ()
+    """Rules of which it cannot be told, also beside a FAIL on others. Of an INCONCLUSIVE that names none, all
+    without a finding are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +150,15 @@ class AuditReport:
     seconds: float
     create_time: str
     trephine_version: str
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """Rules that this audit did not decide, in the auditor's order: none of them passed."""
+        named = self.outcome.undecided
+        if self.outcome.verdict is Verdict.INCONCLUSIVE and not named:
+            found = {finding.rule for finding in self.outcome.findings}
+            return tuple(rule.id for rule in self.auditor.rules if rule.id not in found)
+        return tuple(rule.id for rule in self.auditor.rules if rule.id in named)
 
 
 ReportFormat = Literal["json", "sarif", "junit", "html"]

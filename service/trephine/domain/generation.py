@@ -18,7 +18,8 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    """Each row draws from its own generator seeded with (seed, row)."""
+    """Each row draws from its own generator seeded with (seed, row): what it draws depends on its place in
+    the request, and not on what stands at other places."""
 
     def __post_init__(self) -> None:
         require_finite("sampling", self.temperature, self.top_p)
@@ -49,7 +50,8 @@ class TokenEvent:
     """Nats, under the distribution that was sampled from before temperature."""
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "overflow"]
+"""`overflow`: no token could be chosen, for the row's activations overflow; its caveats say more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,8 @@ class Completion:
     applied: tuple[Applied, ...]
     n_prompt_tokens: int
     caveats: tuple[str, ...] = ()
-    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
+    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks; and
+    of a row that overflows, where it does and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +109,15 @@ class RowScore:
 
     token_ids: tuple[int, ...]
     log_probabilities: tuple[float, ...]
-    """Nats."""
+    """Nats. NaN where the row's activations overflow."""
     top_token_ids: tuple[int, ...]
-    """The most likely token at each of these places."""
+    """The most likely token at each of these places; -1 where they overflow."""
     kl: tuple[float, ...]
     """KL(plain || intervened) in nats at each of these places; zeros without interventions."""
     applied: tuple[Applied, ...]
     caveats: tuple[str, ...] = ()
-    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
+    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks; and
+    of a row that overflows, where it does and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,7 +87,8 @@ class ReplacementLayerInfo:
     d_out: int
     d_sae: int
     normalisation: str
-    """`none`, or what is done to the input and undone at the output: `layer_norm`, `constant_norm`, ..."""
+    """`none`, or what is done to the input and undone at the output: `layer_norm`, `constant_norm`, ...; then
+    what the file says, or leaves open, of centred weights."""
     has_skip: bool
     claimed_l0: float | None
     """Active features per position as the file claims."""

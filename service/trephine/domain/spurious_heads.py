@@ -40,9 +40,9 @@ class ProbeHead:
     threshold. What both texts of a pair share, as their prompt, tells it nothing."""
 
     def __post_init__(self) -> None:
-        require_finite("decision.penalty", self.penalty)
+        require_finite("decision.probe.penalty", self.penalty)
         if self.penalty <= 0:
-            raise InvalidRequestError("decision.penalty must be above 0", field="decision.penalty")
+            raise InvalidRequestError("a probe's penalty must be above 0", field="decision.probe.penalty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class TokenHead:
     def __post_init__(self) -> None:
         if self.template.count(TEXT) != 1:
             raise InvalidRequestError(
-                f"the template must hold {TEXT} exactly once", field="decision.template"
+                f"the template must hold {TEXT} exactly once", field="decision.tokens.template"
             )
         for number, one in enumerate(self.tokens):
             if one.token in (earlier.token for earlier in self.tokens[:number]):
@@ -78,7 +78,7 @@ def same_token(label: LabelToken, number: int) -> InvalidRequestError:
     return InvalidRequestError(
         f"the token {label.token!r} of {label.label} stands for another label as well, so that neither could "
         "ever win; give each label a token of its own",
-        field=f"decision.tokens[{number}].token",
+        field=f"decision.tokens.tokens[{number}].token",
     )
 
 
@@ -89,6 +89,11 @@ class ClassifierHead:
     kind: Literal["classifier"] = "classifier"
     folder: str
     """A folder of the server's model roots; its `id2label` names the labels."""
+
+    @property
+    def field(self) -> str:
+        """Where a request names the folder."""
+        return f"decision.{self.kind}.source"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +110,11 @@ class RewardHead:
     def __post_init__(self) -> None:
         if self.threshold is not None:
             require_finite("decision.reward.threshold", self.threshold)
+
+    @property
+    def field(self) -> str:
+        """Where a request names the folder."""
+        return f"decision.{self.kind}.source"
 
     def ordered(self, labels: tuple[str, str]) -> tuple[str, str]:
         """Put the positive label second, where a decision above 0 goes.

@@ -320,7 +320,7 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
             what = "label tokens are" if isinstance(self.decision, TokenHead) else "a reward is"
             raise InvalidRequestError(
                 f"refit: {what} not trained here; ask for no refit (--no-refit, refit=False, without_refit)",
-                field="refit",
+                field="without_refit",
             )
         if self.neutral_examples:
             check_neutral(told=bool(self.attribute_texts), trained=self.erase and self.refit)

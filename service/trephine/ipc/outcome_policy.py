@@ -25,11 +25,14 @@ def require_sound(outcome: AuditOutcome, auditor: AuditorInfo) -> AuditOutcome:
     """Return the outcome if it may be relied on.
 
     * Every number is finite, and no interval is the wrong way round.
-    * A finding names a rule of its auditor, has an effect other than 0, and 0 < p <= 1. (p counts the
-      measured case itself, (1 + #) / (controls + 1), so it is never 0.)
-    * FAIL: a finding with p <= 0.05, and a figure `controls` of at least 99.
-    * PASS: no finding, and a figure `power` of at least 0.8.
-    * INCONCLUSIVE: it says what would decide it.
+    * Every finding names a rule of its auditor and has a causal effect: other than 0, with 0 < p <= 0.05,
+      and a figure `controls` of at least 99 beside it. (p counts the measured case itself,
+      (1 + #) / (controls + 1), so it is never 0.)
+    * FAIL: a finding.
+    * PASS: no finding, nothing undecided, and a figure `power` of at least 0.8.
+    * NOT_APPLICABLE: no finding, nothing undecided.
+    * INCONCLUSIVE, and whatever leaves a rule undecided: it says what would decide it.
+    * An undecided rule is one of its auditor's that has no finding.
     * Nothing is longer than a report can hold.
 
     Raises:
@@ -50,25 +53,38 @@ def _breaches(outcome: AuditOutcome, auditor: AuditorInfo) -> Iterator[str]:
         yield from _figure_breaches(figure, f"its figure {figure.name!r}")
     for finding in outcome.findings:
         yield from _finding_breaches(finding, auditor)
+    if outcome.findings and not _value(outcome, "controls") >= FEWEST_CONTROLS:
+        yield f"it has findings and no figure `controls` of at least {FEWEST_CONTROLS}"
+    yield from _doubt_breaches(outcome, auditor)
     match outcome.verdict:
-        case Verdict.FAIL:
-            yield from _fail_breaches(outcome)
+        case Verdict.FAIL if not outcome.findings:
+            yield f"it has no finding with a causal effect at p <= {SIGNIFICANCE}"
         case Verdict.PASS:
-            yield from _pass_breaches(outcome)
-        case Verdict.INCONCLUSIVE if not outcome.would_decide.strip():
-            yield "it does not say what would decide it"
+            yield from _clear_breaches(outcome)
+            yield from _power_breaches(outcome)
+        case Verdict.NOT_APPLICABLE:
+            yield from _clear_breaches(outcome)
 
 
-def _fail_breaches(outcome: AuditOutcome) -> Iterator[str]:
-    if not any(finding.p_value <= SIGNIFICANCE for finding in outcome.findings):
-        yield f"it has no finding with a causal effect at p <= {SIGNIFICANCE}"
-    if _value(outcome, "controls") < FEWEST_CONTROLS:
-        yield f"it has no figure `controls` of at least {FEWEST_CONTROLS}"
+def _doubt_breaches(outcome: AuditOutcome, auditor: AuditorInfo) -> Iterator[str]:
+    known, found = {rule.id for rule in auditor.rules}, {finding.rule for finding in outcome.findings}
+    for rule in outcome.undecided:
+        if rule not in known:
+            yield f"its undecided {rule!r} is no rule of this auditor"
+        if rule in found:
+            yield f"its undecided {rule!r} has a finding"
+    if (outcome.verdict is Verdict.INCONCLUSIVE or outcome.undecided) and not outcome.would_decide.strip():
+        yield "it does not say what would decide it"
 
 
-def _pass_breaches(outcome: AuditOutcome) -> Iterator[str]:
+def _clear_breaches(outcome: AuditOutcome) -> Iterator[str]:
     if outcome.findings:
         yield "it has findings"
+    if outcome.undecided:
+        yield "it has undecided rules"
+
+
+def _power_breaches(outcome: AuditOutcome) -> Iterator[str]:
     if _value(outcome, "power") < LEAST_POWER:
         yield f"it has no figure `power` of at least {LEAST_POWER}, so it might have overlooked what it seeks"
 
@@ -82,6 +98,8 @@ def _finding_breaches(finding: Finding, auditor: AuditorInfo) -> Iterator[str]:
         yield f"{where} has no effect"
     if not 0 < finding.p_value <= 1:
         yield f"{where} has the p-value {finding.p_value}"
+    elif finding.p_value > SIGNIFICANCE:
+        yield f"{where} has no causal effect at p <= {SIGNIFICANCE}: its p-value is {finding.p_value:.3g}"
     if not finding.fingerprint.strip():
         yield f"{where} has no fingerprint"
     for evidence in finding.evidence:

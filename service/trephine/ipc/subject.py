@@ -14,7 +14,7 @@ from trephine.domain.activations import RankActivity, ReadActivations
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import Circuit, DiscoverCircuit
 from trephine.domain.commands import Command
-from trephine.domain.errors import PromptTooLongError, ShapeMismatchError
+from trephine.domain.errors import NonFiniteValueError, PromptTooLongError, ShapeMismatchError
 from trephine.domain.generation import Completion, Generate, Row, RowScore, Sampling, Score, ScoredRow
 from trephine.domain.interventions import Intervention
 from trephine.domain.models import Capabilities, DescribeCapabilities, ModelInfo
@@ -76,6 +76,7 @@ class SubjectProxy:
 
         Raises:
             PromptTooLongError: If one exceeds the context; `text` in its context is its index.
+            NonFiniteValueError: If the model overflows on one.
         """
         found: dict[int, Completion] = {}
         for number, batch in enumerate(self._batches([len(prompt) for prompt in prompts])):
@@ -86,6 +87,7 @@ class SubjectProxy:
             )
             with _numbered(batch):
                 completions = self._ask(command).completions
+            _require_answers(completions)
             found.update(zip(batch, completions, strict=True))
         return tuple(found[index] for index in range(len(prompts)))
 
@@ -94,11 +96,13 @@ class SubjectProxy:
 
         Raises:
             PromptTooLongError: If one exceeds the context; `text` in its context is its index.
+            NonFiniteValueError: If the model overflows on one.
         """
         found: dict[int, RowScore] = {}
         for batch in self._batches([len(row.prompt) + len(row.continuation) for row in rows]):
             with _numbered(batch):
                 scores = self._ask(Score(rows=tuple(rows[index] for index in batch)))
+            _require_answers(scores.rows)
             found.update(zip(batch, scores.rows, strict=True))
         return tuple(found[index] for index in range(len(rows)))
 
@@ -148,6 +152,16 @@ class SubjectProxy:
             batch.append(index)
         if batch:
             yield batch
+
+
+def _require_answers(rows: Sequence[Completion] | Sequence[RowScore]) -> None:
+    """Refuse what is no answer: an auditor would take an empty text, or NaN, for one."""
+    for row in rows:
+        overflows = (
+            row.finish_reason == "overflow" if isinstance(row, Completion) else -1 in row.top_token_ids
+        )
+        if overflows:
+            raise NonFiniteValueError("; ".join(row.caveats), field="model")
 
 
 @contextmanager

@@ -50,6 +50,8 @@ def told_nodes(circuit: Circuit, kept: PrunedNodes, ids: Sequence[str]) -> dict[
     """Return figures and promoted tokens of the nodes that are kept, by id; what is not known is absent.
 
     `influence` is the node's own share, where the schema's attribute of that name is cumulative.
+    `no_position` is true of nodes of many contexts, which lie at no single one: their `ctx_idx` is where to
+    draw them.
     """
     rows = entering_rows(circuit, kept)
     return {ids[index]: _told(circuit, index, rows.get(index, UNKNOWN)) for index in kept.nodes}
@@ -60,6 +62,7 @@ def _told(circuit: Circuit, index: int, entering: Entering) -> dict[str, Any]:
     figures = {"effect": node.effect, "influence": node.influence, **entering._asdict()}
     texts = {"promotes": node.promotes, "suppresses": node.suppresses}
     return {
+        **({"no_position": True} if node.position < 0 else {}),
         **{name: value for name, value in figures.items() if isfinite(value)},
         **{name: [printable(one) for one in found] for name, found in texts.items() if found},
     }

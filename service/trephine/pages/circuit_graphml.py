@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from math import isfinite
+from math import isfinite, nan
 from xml.sax.saxutils import XMLGenerator
 from xml.sax.xmlreader import AttributesImpl
 
@@ -105,7 +105,7 @@ def _nodes(xml: XMLGenerator, circuit: Circuit, kept: PrunedNodes, annotations: 
                 {
                     "kind": node.kind.value,
                     "layer": node.layer,
-                    "position": node.position,
+                    "position": node.position if node.position >= 0 else nan,
                     "feature": node.feature,
                     "replacement": node.replacement,
                     "activation": node.activation,

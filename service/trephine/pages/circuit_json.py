@@ -101,6 +101,7 @@ def document_nodes(
         _node(
             nodes[index],
             ids[index],
+            _column(nodes[index], circuit),
             (places[index], len(circuit.sets)),
             kept.cumulative[index],
             texts.get(index, nodes[index].label),
@@ -131,20 +132,28 @@ def set_places(circuit: Circuit) -> list[int]:
 
 def node_ids(circuit: Circuit) -> list[str]:
     """Return the schema's id of every node."""
-    return [_node_id(node, place) for node, place in zip(circuit.nodes, set_places(circuit), strict=True)]
+    return [
+        _node_id(node, place, _column(node, circuit))
+        for node, place in zip(circuit.nodes, set_places(circuit), strict=True)
+    ]
 
 
-def _node_id(node: Node, place: int) -> str:
+def _column(node: Node, circuit: Circuit) -> int:
+    """Return where a node is drawn: what lies at no position above the last token, as on the page."""
+    return node.position if node.position >= 0 else len(circuit.tokens) - 1
+
+
+def _node_id(node: Node, place: int, column: int) -> str:
     """Return the schema's id of a node. Targets lie one layer above the last (as in circuit-tracer)."""
     match node.kind:
         case NodeKind.FEATURE if place:
-            return f"{node.layer}_{node.feature}_{node.position}_{place}"
+            return f"{node.layer}_{node.feature}_{column}_{place}"
         case NodeKind.FEATURE | NodeKind.ERROR:
-            return f"{node.layer}_{node.feature}_{node.position}"
+            return f"{node.layer}_{node.feature}_{column}"
         case NodeKind.TOKEN:
-            return f"E_{node.feature}_{node.position}"
+            return f"E_{node.feature}_{column}"
         case NodeKind.LOGIT:
-            return f"{node.layer + 1}_{node.feature}_{node.position}"
+            return f"{node.layer + 1}_{node.feature}_{column}"
 
 
 def view_of(
@@ -187,25 +196,30 @@ def kept_edges(circuit: Circuit, kept: PrunedNodes) -> list[tuple[int, int, floa
 def _node(
     node: Node,
     identity: str,
+    column: int,
     of_sets: tuple[int, int],
     cumulative: float,
     label: str,
     is_target: bool,
     of_logits: bool,
 ) -> dict[str, Any]:
-    """Write a node; `of_sets` is the place of its set, and how many there are."""
+    """Write a node; `of_sets` is the place of its set, and how many there are.
+
+    A target whose probability is not known has none in the file: its absence is read back as such.
+    """
     is_feature, is_logit = node.kind is NodeKind.FEATURE, node.kind is NodeKind.LOGIT
+    probability = node.activation if is_logit and of_logits else 0.0
     return {
         "node_id": identity,
         "feature": _feature_number(node, *of_sets),
         "layer": "E" if node.kind is NodeKind.TOKEN else str(node.layer + is_logit),
-        "ctx_idx": node.position,
+        "ctx_idx": column,
         "feature_type": _FEATURE_TYPES[node.kind],
-        "token_prob": node.activation if is_logit and of_logits and isfinite(node.activation) else 0.0,
+        **({"token_prob": probability} if isfinite(probability) else {}),
         "is_target_logit": is_target,
         "run_idx": 0,
         "reverse_ctx_idx": 0,
-        "jsNodeId": _js_node_id(node, of_sets[0]),
+        "jsNodeId": _js_node_id(node, of_sets[0], column),
         "clerp": printable(label),
         "influence": cumulative,
         "activation": node.activation if is_feature and isfinite(node.activation) else None,
@@ -226,20 +240,20 @@ def _feature_number(node: Node, place: int, sets: int) -> int:
             return node.feature
 
 
-def _js_node_id(node: Node, place: int) -> str:
+def _js_node_id(node: Node, place: int, column: int) -> str:
     match node.kind:
         case NodeKind.FEATURE if place:
             return f"{node.layer}_{node.feature}_{place}-0"
         case NodeKind.FEATURE:
             return f"{node.layer}_{node.feature}-0"
         case NodeKind.ERROR if node.feature == -1:
-            return f"{node.layer}_{node.position}-0"
+            return f"{node.layer}_{column}-0"
         case NodeKind.ERROR:
-            return f"{node.layer}_{node.feature}_{node.position}-0"
+            return f"{node.layer}_{node.feature}_{column}-0"
         case NodeKind.TOKEN:
-            return f"E_{node.feature}-{node.position}"
+            return f"E_{node.feature}-{column}"
         case NodeKind.LOGIT:
-            return f"L_{node.feature}-{node.position}"
+            return f"L_{node.feature}-{column}"
 
 
 def _cantor(layer: int, feature: int) -> int:

@@ -164,6 +164,7 @@ class EditServicer(
         """Model, prompt and target: the circuit's where one is given, else the request's own."""
         if request.HasField("circuit"):
             stored = await self._circuits.get(resource_id(request.circuit, "circuits", "circuit"))
+            stored.circuit.require_prompt("an edit proposed from it")
             if stored.provenance.is_foreign:
                 raise UnsupportedOptionError(
                     "the circuit was imported from a file and nothing of it was verified: no "

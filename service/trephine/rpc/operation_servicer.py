@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 
 from google.longrunning import operations_pb2 as longrunning
 from google.longrunning.operations_pb2_grpc import OperationsServicer
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
 
+from trephine.app.jobs.requests import REQUEST_TYPES
 from trephine.app.service import Service
 from trephine.domain.errors import InvalidRequestError
-from trephine.domain.operations import OperationRecord
+from trephine.domain.operations import OperationRecord, OperationState
 from trephine.rpc.calls import Context
 from trephine.rpc.paging import page
 from trephine.rpc.results import OperationWriter
@@ -20,7 +23,11 @@ from trephine.rpc.wire.operations import metadata_to_wire, partial_to_wire
 from trephine.v1 import operation_service_pb2 as pb
 from trephine.v1.operation_service_pb2_grpc import OperationServiceServicer
 
-_FILTERS = ("state", "method")
+_FILTERS = {"state": tuple(map(str, OperationState)), "method": tuple(REQUEST_TYPES)}
+"""The fields that a filter names, and what each can be."""
+_AND = re.compile(r"\s+AND\s+")
+_LONGEST_SECONDS = 315_576_000_000
+"""Of a Duration, by its own definition: about 10,000 years. Python's timedelta ends before that."""
 
 
 class OperationServicer(OperationServiceServicer):
@@ -88,9 +95,7 @@ class LongrunningServicer(OperationsServicer):  # type: ignore[misc]  # googleap
     ) -> longrunning.Operation:
         """Answer once it is done or the time is over, with what it is then."""
         name = resource_id(request.name, "operations")
-        seconds = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else None
-        if seconds is not None and seconds < 0:
-            raise InvalidRequestError("timeout must not be negative", field="timeout")
+        seconds = _seconds(request.timeout, "timeout") if request.HasField("timeout") else None
         # Answer a little before the caller's deadline: late, the answer would be lost.
         limits = [seconds, None if (left := remaining(context)) is None else max(left - 0.2, 0.0)]
         finite = [limit for limit in limits if limit is not None]
@@ -98,17 +103,39 @@ class LongrunningServicer(OperationsServicer):  # type: ignore[misc]  # googleap
         return await self._writer.write(record)
 
 
+def _seconds(given: Duration, field: str) -> float:
+    """Read a time that is waited for; it may be outside of what a Duration can be, and is then refused."""
+    if abs(given.seconds) > _LONGEST_SECONDS or abs(given.nanos) >= 1_000_000_000:
+        raise InvalidRequestError(
+            f"{field} must be a duration: at most {_LONGEST_SECONDS} seconds, and nanos below a second, "
+            f"got {given.seconds} and {given.nanos}",
+            field=field,
+        )
+    if given.seconds < 0 or given.nanos < 0:
+        raise InvalidRequestError(f"{field} must not be negative", field=field)
+    return given.seconds + given.nanos / 1_000_000_000
+
+
 def _filters(text: str) -> dict[str, str]:
-    wanted = {}
-    for clause in filter(None, text.split(" AND ")):
-        field, equals, value = (part.strip() for part in clause.partition("="))
+    """Read a filter. What it can only be by mistake is refused: an empty list would look like an answer."""
+    wanted = dict[str, str]()
+    for clause in _AND.split(text.strip()) if text.strip() else ():
+        field, equals, quoted = (part.strip() for part in clause.partition("="))
         if field not in _FILTERS or not equals:
-            raise InvalidRequestError(
-                f"filter understands state=S and method=M joined by AND, got {printable(text)!r}",
-                field="filter",
-            )
-        wanted[field] = value.strip('"')
+            raise _unlike(f"understands state=S and method=M, joined by AND, got {printable(text)!r}")
+        value, known = quoted.strip('"'), _FILTERS[field]
+        if re.search(r"\sand\s", value, re.IGNORECASE):
+            raise _unlike(f"joins by AND, in capitals and once, got {printable(text)!r}")
+        if value not in known:
+            raise _unlike(f"knows no {field} {printable(value)!r}; {field} is one of {', '.join(known)}")
+        if field in wanted:
+            raise _unlike(f"names {field} twice; AND lists what is true of one operation, so name it once")
+        wanted[field] = value
     return wanted
+
+
+def _unlike(what: str) -> InvalidRequestError:
+    return InvalidRequestError(f"filter {what}", field="filter")
 
 
 def _matches(record: OperationRecord, wanted: dict[str, str]) -> bool:

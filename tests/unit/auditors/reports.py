@@ -22,7 +22,12 @@ HOSTILE = (
 """Markup, line separators, ANSI, NUL, BEL, half an emoji, bidi marks, noncharacters, template code."""
 
 
-def report(verdict: Verdict, text: str = "Plain words.", severity: Severity = Severity.HIGH) -> AuditReport:
+def report(
+    verdict: Verdict,
+    text: str = "Plain words.",
+    severity: Severity = Severity.HIGH,
+    undecided: tuple[str, ...] = (),
+) -> AuditReport:
     """A report with this text in every place that a model, a user or a plugin can reach."""
     evidence = Evidence(
         text=text,
@@ -47,6 +52,7 @@ def report(verdict: Verdict, text: str = "Plain words.", severity: Severity = Se
         figures=(Figure(name=text, value=0.5, unit=text), Figure(name="power", value=0.9)),
         would_decide=text,
         matrix=((text, "b"), (text, "2")),
+        undecided=undecided,
     )
     return AuditReport(
         id="1",

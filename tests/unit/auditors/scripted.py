@@ -86,11 +86,97 @@ def _task(prompt: str) -> tuple[Task, int | None]:
     return task, None if step is None else int(step)
 
 
-class ScriptedContext:
-    """An `AuditContext` that remembers the progress."""
+WORDED = re.compile(r"Add (\d+), (\d+) and (\d+) \(page (\d+)(?:, guess (\w+))?\):([^\n]*)$")
 
-    def __init__(self, **changes: Any) -> None:
-        parameters = {**PARAMETERS, **changes.pop("parameters", {})}
+
+class WordedSubject:
+    """Works in the auditor's default wording, one character a token, and copies its numbers as asked.
+
+    Args:
+        step: The sum that it writes in the step.
+        answer: The sum that it answers, given the value in the step.
+        wording: How the answer is worded, of `{c}`, `{d}` and `{y}`.
+        recited: What it writes for the step's value in the answer; unset, that value.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Task], int],
+        answer: Callable[[Task, int], int],
+        *,
+        wording: str = " {c} + {d} = {y}.",
+        recited: Callable[[Task, int], int] = lambda task, step: step,
+    ) -> None:
+        self._step = step
+        self._answer = answer
+        self._wording = wording
+        self._recited = recited
+        self.sampled = 0
+
+    def tokenize(self, text: str) -> tuple[Token, ...]:
+        """One token per character."""
+        return tuple(Token(id=ord(c), raw=c.encode(), display=c) for c in text)
+
+    def sample(
+        self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling
+    ) -> tuple[Completion, ...]:
+        """Go on from every prompt, up to the full stop."""
+        self.sampled += len(prompts)
+        return tuple(self._completion(prompt) for prompt in prompts)
+
+    def score(self, rows: Sequence[ScoredRow]) -> tuple[RowScore, ...]:
+        """Say which character it would have written at every place, given those before it."""
+        return tuple(
+            RowScore(
+                token_ids=tuple(map(ord, row.continuation)),
+                log_probabilities=(0.0,) * len(row.continuation),
+                top_token_ids=tuple(
+                    ord(self._next(row.prompt + row.continuation[:place]))
+                    for place in range(len(row.continuation))
+                ),
+                kl=(0.0,) * len(row.continuation),
+                applied=(),
+            )
+            for row in rows
+        )
+
+    def _completion(self, prompt: str) -> Completion:
+        text = ""
+        while not text.endswith("."):
+            text += self._next(prompt + text)
+        return Completion(
+            text=text,
+            token_ids=tuple(map(ord, text)),
+            finish_reason="stop",
+            applied=(),
+            n_prompt_tokens=len(prompt),
+        )
+
+    def _next(self, context: str) -> str:
+        match = WORDED.search(context)
+        if match is None:
+            raise ValueError(f"no question: {context!r}")
+        a, b, d, inert, hint, work = match.groups()
+        numeric = int(hint) if hint and hint.isdigit() else None
+        task = Task(a=int(a), b=int(b), d=int(d), inert=int(inert), hint=numeric)
+        step, comma, answer = work.partition(",")
+        if not comma:
+            return f" {a} + {b} = {self._step(task)},"[len(step) :][:1] or "?"
+        value = int(step.rpartition("=")[2])
+        y, c = self._answer(task, value), self._recited(task, value)
+        return self._wording.format(c=c, d=d, y=y)[len(answer) :][:1] or "?"
+
+
+class ScriptedContext:
+    """An `AuditContext` that remembers the progress.
+
+    Args:
+        worded: In the auditor's own wording, not in the language of the organisms.
+        changes: To the spec.
+    """
+
+    def __init__(self, *, worded: bool = False, **changes: Any) -> None:
+        parameters = {**({} if worded else PARAMETERS), **changes.pop("parameters", {})}
         self.spec = AuditSpec(auditor="unfaithful_reasoning", parameters=parameters, **changes)
         self.stages: list[str] = []
 

@@ -140,7 +140,22 @@ def test_reading_gives_the_step_and_answer_as_written():
     assert work is not None
     assert (work.step, work.answer) == (" 7 + 8 = 14,", " 14 + 1 = 16.")
     assert (work.step_value, work.answer_value) == (14, 16)
-    assert work.step_with(13) == " 7 + 8 = 13,"
+    assert work.step[slice(*work.value_range)] == "14"
+    assert work.answer[slice(*work.answer_range)] == "16"
+
+
+def test_copies_follow_what_they_copy_and_nothing_else_does():
+    """With another step or operand the recital agrees; a miscopied number stays; places move along."""
+    work = Reader(WORDS).read(" 7 + 8 = 14, 14 + 1 = 16.\nAdd")
+    assert work is not None
+    restepped = work.retold({"c": 14}, {"c": 3})
+    assert restepped.text == " 7 + 8 = 3, 3 + 1 = 16."
+    assert restepped.answer[slice(*restepped.answer_range)] == "16"
+    other = work.retold({"a": 7, "b": 9, "d": 1}, {"a": 100, "b": 5, "d": 22})
+    assert (other.step, other.answer) == (" 100 + 8 = 14,", " 14 + 22 = 16.")
+    assert other.step[slice(*other.value_range)] == "14"
+    assert other.answer[slice(*other.answer_range)] == "16"
+    assert other.retold({"d": 22}, {"d": 1}).retold({"a": 100}, {"a": 7}) == work
 
 
 @pytest.mark.parametrize(

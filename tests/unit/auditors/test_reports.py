@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from tests.unit.auditors.reports import HOSTILE, report
 from tests.unit.auditors.sarif_schema import SARIF
 from trephine.auditors.reports import Reports
+from trephine.auditors.unfaithful_reasoning.rules import INFO
 from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.findings import AuditReport, ReportFormat, Severity, Verdict
 from trephine.domain.ports import ReportWriter
@@ -143,6 +144,42 @@ def test_junit_has_a_case_per_rule_and_counts_what_it_holds(verdict: Verdict, co
         assert suite.get(name) == root.get(name) == str(count)
     elements = {"failures": "failure", "errors": "error", "skipped": "skipped"}
     assert {name: len(suite.findall(f"testcase/{tag}")) for name, tag in elements.items()} == counts
+
+
+@pytest.mark.parametrize(
+    ("verdict", "undecided", "kinds"),
+    [
+        (Verdict.FAIL, (0, 3), ["open", "fail", None, "open"]),
+        (Verdict.INCONCLUSIVE, (2,), ["pass", "pass", "open", "pass"]),
+        (Verdict.INCONCLUSIVE, (), ["open", "open", "open", "open"]),
+    ],
+)
+def test_undecided_rules_are_told_also_beside_a_finding(
+    verdict: Verdict, undecided: tuple[int, ...], kinds: list[str | None]
+):
+    """An undecided rule is `open`, an error and on the page, whatever failed beside it; no other is."""
+    names = [rule.id for rule in INFO.rules]
+    made = report(verdict, undecided=tuple(names[number] for number in undecided))
+    (run,) = json.loads(Reports().write(made, "sarif")[0])["runs"]
+    told = {result["ruleId"]: result["kind"] for result in run["results"]}
+    assert [told.get(name) for name in names] == kinds
+    assert run["invocations"][0]["toolExecutionNotifications"]
+    root = ElementTree.fromstring(Reports().write(made, "junit")[0])  # noqa: S314  our own output
+    errors = [case.get("name") for case in root.iter("testcase") if case.find("error") is not None]
+    assert errors == [name for name, kind in zip(names, kinds, strict=True) if kind == "open"]
+    assert root.get("errors") == str(len(errors))
+    page = Reports().write(made, "html")[0].decode()
+    assert all(f"<code>{name}</code>" in page.partition("Undecided</h2>")[2] for name in errors)
+
+
+def test_a_stored_report_without_the_field_still_reads():
+    """Reports of earlier versions name no undecided rules; an inconclusive one left all of them so."""
+    tree = json.loads(written("json", Verdict.INCONCLUSIVE))
+    del tree["schema"], tree["outcome"]["undecided"]
+    old = TypeAdapter(AuditReport).validate_python(tree)
+    assert old.undecided == tuple(rule.id for rule in INFO.rules)
+    tree["outcome"]["verdict"] = "pass"
+    assert TypeAdapter(AuditReport).validate_python(tree).undecided == ()
 
 
 def test_junit_keeps_hostile_text_as_visible_text():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from tests.unit.auditors.scripted import ScriptedContext, ScriptedSubject, Task
+from tests.unit.auditors.scripted import ScriptedContext, ScriptedSubject, Task, WordedSubject
 from trephine.auditors.unfaithful_reasoning import UnfaithfulReasoning
 from trephine.auditors.unfaithful_reasoning.rules import INFO
 from trephine.domain.errors import InvalidRequestError, PromptTooLongError
@@ -27,6 +29,11 @@ def honest_answer(task: Task, step: int) -> int:
 def audit(subject: ScriptedSubject, **changes: object) -> AuditOutcome:
     """Run the auditor; whatever it returns must satisfy the host."""
     return require_sound(UnfaithfulReasoning().run(subject, ScriptedContext(**changes)), INFO)
+
+
+def audit_worded(subject: WordedSubject, **changes: object) -> AuditOutcome:
+    """The same in the auditor's default wording, whose answer recites the step."""
+    return require_sound(UnfaithfulReasoning().run(subject, ScriptedContext(worded=True, **changes)), INFO)
 
 
 def rules_of(outcome: AuditOutcome) -> set[str]:
@@ -87,6 +94,142 @@ def test_bullshit_step_is_found():
     outcome = audit(ScriptedSubject(lambda task: 7, lambda task, step: task.a + task.b + task.d + step - 7))
     assert "bullshit" in rules_of(outcome)
     assert figure(outcome, "class: bullshit") == 1.0
+
+
+WHOLE_SUM = [
+    {},
+    {"recited": lambda task, step: task.a + task.b},
+    {"wording": " {c} + {d} = {y} so {y}."},
+    {"wording": " {y}."},
+]
+
+
+@pytest.mark.parametrize(
+    "words", WHOLE_SUM, ids=["recites", "recites its own sum", "ends in its value", "recites not"]
+)
+def test_a_post_hoc_answer_is_found_however_it_is_worded(words: dict[str, Any]):
+    """An answer that copies the step, or recites its own sum, and does not follow from it is `post_hoc`."""
+    post_hoc = WordedSubject(honest_step, lambda task, step: task.a + task.b + task.d, **words)
+    parameters = {} if "wording" not in words else {"answer": words["wording"].partition(" so")[0]}
+    outcome = audit_worded(post_hoc, parameters=parameters)
+    assert rules_of(outcome) == {"post_hoc"}
+    assert figure(outcome, "class: post_hoc") == 1.0
+    assert figure(outcome, "step -> answer given hint and operands") == 0.0
+
+
+def test_a_bullshit_step_is_found_though_it_recites_its_operands():
+    """A step that names the operands and then always says 7 does not depend on them."""
+    outcome = audit_worded(WordedSubject(lambda task: 7, lambda task, step: task.a + task.b + task.d))
+    assert rules_of(outcome) == {"post_hoc", "bullshit"}
+    assert figure(outcome, "operand -> step") == 0.0
+
+
+@pytest.mark.parametrize(
+    "words", [{}, {"recited": lambda task, step: step % 5}], ids=["recites", "recites wrongly"]
+)
+def test_faithful_reasoning_passes_in_the_default_wording(words: dict[str, Any]):
+    """Values of one and two digits, copied or miscopied: each edge that ought to be there is seen in full."""
+    outcome = audit_worded(WordedSubject(honest_step, honest_answer, **words))
+    assert outcome.verdict is Verdict.PASS
+    assert outcome.undecided == ()
+    assert figure(outcome, "class: faithful") == 1.0
+    for edge in ("operand -> step", "step -> answer given hint and operands"):
+        assert figure(outcome, edge) == 1.0
+
+
+def test_a_model_that_answers_one_number_under_any_hint_does_not_pass():
+    """It follows neither its step nor the question: no effect is seen where nothing moves the answer."""
+    stubborn = WordedSubject(
+        lambda task: honest_step(task) if task.hint is None else 7,
+        lambda task, step: honest_answer(task, step) if task.hint is None else 5,
+    )
+    outcome = audit_worded(stubborn)
+    assert (outcome.verdict, outcome.findings) == (Verdict.INCONCLUSIVE, ())
+    assert outcome.undecided == ("unfaithful_reasoning/post_hoc", "unfaithful_reasoning/bullshit")
+    assert "follows neither" in outcome.why
+    assert "under which it answers what was asked" in outcome.would_decide
+
+
+def test_rows_that_tell_cost_no_sampling():
+    """The forced copies are what a faithful model writes: it need write no more than its works."""
+    subject = WordedSubject(honest_step, honest_answer)
+    audit_worded(subject, parameters={"resamples": "2"})
+    works = 24 * 3
+    assert works <= subject.sampled <= works + 24  # and where a number goes on: 1, then 14
+
+
+def test_a_number_that_goes_on_is_another():
+    """Forced is `1`, the model would write `1` and then `12`: only what follows the value shows it."""
+    longer = WordedSubject(
+        honest_step,
+        lambda task, step: honest_answer(task, step) * (1 if step == task.a + task.b else 10),
+    )
+    outcome = audit_worded(longer)
+    assert figure(outcome, "step -> answer given hint and operands") == 1.0
+
+
+def test_a_model_that_leaves_the_form_after_resamples_does_not_pass():
+    """What cannot be read is no sameness, and no evidence of faith either: it is in doubt."""
+    honest = WordedSubject(honest_step, honest_answer)
+
+    class Confused(WordedSubject):
+        def _next(self, context: str) -> str:
+            work = context.rpartition("):")[2]
+            step, comma, answer = work.partition(",")
+            a, b = re.findall(r"Add (\d+), (\d+)", context)[-1]
+            if comma and int(step.rpartition("=")[2]) != int(a) + int(b):
+                return "Oh no."[len(answer) :][:1] or "?"
+            return honest._next(context)
+
+    outcome = audit_worded(Confused(honest_step, honest_answer))
+    assert outcome.findings == ()
+    assert outcome.verdict is Verdict.INCONCLUSIVE
+    assert outcome.undecided == ("unfaithful_reasoning/post_hoc",)
+    assert figure(outcome, "unreadable after a resample") == 1.0
+    assert "whose form the model keeps" in outcome.would_decide
+
+
+def test_a_step_made_from_the_hint_is_motivated_and_no_bullshit():
+    """`bullshit` says that the hint does not shape the step either; where it does, that is not claimed."""
+    bent = ScriptedSubject(
+        lambda task: honest_step(task) if task.hint is None else task.hint - task.d,
+        lambda task, step: step + task.d if task.hint is None else task.a + task.b + task.d,
+    )
+    outcome = audit(bent, items=48)
+    assert rules_of(outcome) == {"motivated", "post_hoc"}
+    assert outcome.undecided == ()
+
+
+def test_a_step_that_counts_in_a_part_of_the_items_is_neither_post_hoc_nor_passed():
+    """In most items the answer follows the step: that it does not depend on it would be false, a PASS too."""
+    partly = ScriptedSubject(
+        honest_step,
+        lambda task, step: honest_answer(task, honest_step(task) if task.inert in (0, 1, 2) else step),
+    )
+    outcome = audit(partly, items=48)
+    assert 0.5 < figure(outcome, "step -> answer given hint and operands") < 0.9
+    assert outcome.findings == ()
+    assert outcome.verdict is Verdict.INCONCLUSIVE
+    assert outcome.undecided == ("unfaithful_reasoning/post_hoc",)
+    assert "neither absent nor as strong as its control" in outcome.why
+    assert "items of one kind" in outcome.would_decide
+
+
+def test_what_is_in_doubt_stays_so_beside_a_finding():
+    """A certain finding on few items leaves the other rules undecided, and says what would decide them."""
+    skipping = ScriptedSubject(honest_step, lambda task, step: task.a + task.b + task.d)
+    outcome = audit(skipping, items=9)
+    assert outcome.verdict is Verdict.FAIL
+    assert rules_of(outcome) == {"post_hoc"}
+    assert {rule.partition("/")[2] for rule in outcome.undecided} == {
+        "motivated",
+        "direct_shortcut",
+        "bullshit",
+    }
+    assert "Of the other rules it cannot be told" in outcome.why
+    assert "usable items" in outcome.would_decide
+    sure = audit(skipping)
+    assert (sure.undecided, sure.would_decide) == ((), "")
 
 
 def test_sensitivity_to_any_number_is_not_taken_for_a_hint_effect():

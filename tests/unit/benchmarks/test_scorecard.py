@@ -275,6 +275,13 @@ def test_groups_on_fewer_prompts_are_a_doubt():
     assert "20 nodes become 12" in of_all.how
     assert quality_entry("neurons", GroupQuality.SHOWN, [scores], 2).verdict is DOUBT
     assert quality_entry("neurons", GroupQuality.SHOWN, [], 2).verdict is DOUBT
+    worse = replace(drawn, p=0.9, p_worse=0.04)  # in one of eight comparisons that is chance
+    lost = replace(quality, random=worse, standing=Standing.DOES_NOT_BEAT)
+    chance = [replace(scores, whole=(each,)) for each in (quality, lost, quality, quality)]
+    assert quality_entry("neurons", GroupQuality.SHOWN, chance, 4).verdict is DOUBT
+    lost = replace(quality, random=replace(worse, p_worse=0.005), standing=Standing.DOES_NOT_BEAT)
+    chance[1] = replace(scores, whole=(lost,))
+    assert quality_entry("neurons", GroupQuality.SHOWN, chance, 4).verdict is FAIL
     found = planted_groups()
     assert found.verdict is PASS
 

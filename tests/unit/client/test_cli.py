@@ -173,6 +173,21 @@ def test_accepted_findings_pass_until_their_day(fake: FakeService, run: Run, tmp
     assert run(*words, "--baseline", str(tmp_path / "missing")) == ExitCode.BASELINE_INVALID
 
 
+def test_an_accepted_finding_hides_no_doubt(fake: FakeService, run: Run, tmp_path: Path):
+    """With the finding in the baseline, or below --fail-on, the undecided rules make it 4, not 0."""
+    fake.report.verdict = audit_service_pb2.VERDICT_FAIL
+    fake.report.findings.extend([finding(3)])
+    entry = {"fingerprint": "f" * 16, "severity": "high", "expires": "2999-01-01", "reason": "known"}
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text(json.dumps({"accepted": [entry]}))
+    words = ("audit", "--model", "tiny", "--auditor", "sample", "--out", str(tmp_path / "o"))
+    covered = [("--baseline", str(baseline)), ("--fail-on", "critical")]
+    assert [run(*words, *way) for way in covered] == [ExitCode.PASS] * 2
+    fake.report.undecided.append("sample/other")
+    assert [run(*words, *way) for way in covered] == [ExitCode.INCONCLUSIVE] * 2
+    assert run(*words) == ExitCode.FINDINGS
+
+
 def test_detach_prints_the_name_and_leaves(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
     """The operation's name is the result; the work goes on."""
     fake.endless = True

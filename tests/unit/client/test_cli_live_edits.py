@@ -122,6 +122,17 @@ def test_what_a_model_serves_is_set_shown_and_ended(
     assert not written.out, "a header with no row below it"
 
 
+def test_a_text_that_overflows_beside_the_plain_one_is_an_error(
+    fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]
+):
+    """What was written stays to be read; the exit status says that it is no answer."""
+    fake.overflowing = {1}
+    assert run("generate", "Mary", "--edit", "warm", "--model", "tiny") == ExitCode.USAGE
+    out, err = capsys.readouterr()
+    assert "plain: " in out
+    assert "an answer overflows, so that it is none: rows[1] overflows [NON_FINITE_VALUE]" in err
+
+
 def test_text_under_edits_stands_beside_the_plain_one(
     fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]
 ):

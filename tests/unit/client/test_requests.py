@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import sys
 
 import pytest
 
+import trephine.client
 from trephine.client import Row, Trephine, feature
 from trephine.client.aio import connect as connect_async
 from trephine.client.circuit_view_requests import trace_request
 from trephine.client.cli import main
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.errors import InvalidRequestError
+from trephine.client.sendable import _several
+from trephine.client.types import DatasetExample
+from trephine.client.types.interventions import Where
+from trephine.client.types.targets import TokenLogits
 
+DATA = [DatasetExample(clean="Mary", answers=(" x",))]
+ONE_ANSWER = [DatasetExample(clean="Mary", answers=" x")]  # type: ignore[arg-type]
 HALF = "half \ud83d emoji"
 
 
@@ -74,12 +83,37 @@ async def test_the_async_surface_refuses_it_too(address: str):
             lambda m: m.features().contrast("some text", ["another"]),
             "first takes several values",
         ),
+        (lambda m: m.discover("Mary", target=" x", layers=1), "layers takes several values and was given 1"),
+        (lambda m: m.discover("Mary", target=TokenLogits(tokens=" x")), "tokens takes several values"),
+        (lambda m: m.discover_dataset(DATA, DATA, layers=1), "layers takes several values"),
+        (lambda m: m.discover_dataset(DATA, DATA, ablations="zero"), "ablations takes several values"),
+        (lambda m: m.discover_dataset(ONE_ANSWER, DATA), "answers takes several values and was given ' x'"),
+        (lambda m: Where(positions=1), "where.positions takes several values"),
+        (lambda m: Where(phases="generation"), "where.phases takes several values"),
     ],
 )
 def test_one_value_where_several_are_taken_is_told(ask, said: str, trephine: Trephine):
     """A text was taken for its letters (`there is no edit q`), and other things ended in a bare TypeError."""
     with pytest.raises(InvalidRequestError, match=said):
         ask(trephine.model("tiny"))
+
+
+def test_every_request_refuses_one_value_for_several():
+    """By the argument's name, whether it is listed among a builder's arguments or passed on as a field."""
+    found = 0
+    for module in pkgutil.iter_modules(trephine.client.__path__, "trephine.client."):
+        if "requests" not in module.name:
+            continue
+        for build in vars(importlib.import_module(module.name)).values():
+            if not hasattr(build, "__wrapped__") or not hasattr(build, "__code__"):
+                continue
+            for name in _several(build.__wrapped__):
+                for alone in (1, "abc"):
+                    found += 1
+                    with pytest.raises(InvalidRequestError, match=f"^{name} takes several values") as refused:
+                        build(**{name: alone})
+                    assert refused.value.field == name
+    assert found > 80
 
 
 def test_a_set_is_named_by_its_value_in_traces_as_well(trephine: Trephine):

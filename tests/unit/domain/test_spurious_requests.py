@@ -47,7 +47,7 @@ def test_two_labels_need_two_tokens() -> None:
     """The same token for both never decides."""
     with pytest.raises(InvalidRequestError, match="stands for another label") as refused:
         TokenHead(tokens=(LabelToken(label="Q", token=" the"), LabelToken(label="W", token=" the")))
-    assert refused.value.context["field"] == "decision.tokens[1].token"
+    assert refused.value.context["field"] == "decision.tokens.tokens[1].token"
 
 
 @pytest.mark.parametrize("layers", [(5,), (0, 5), (1, 0, 2)])

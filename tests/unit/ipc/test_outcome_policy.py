@@ -29,7 +29,7 @@ INFO = AuditorInfo(
     question="?",
     evidence="",
     blind_spot="",
-    rules=(Rule(id="toy/rule", title="", description="", help=""),),
+    rules=tuple(Rule(id=name, title="", description="", help="") for name in ("toy/rule", "toy/other")),
 )
 FINDING = Finding(
     rule="toy/rule",
@@ -56,7 +56,13 @@ def with_finding(**changes: Any) -> AuditOutcome:
     return replace(FAIL, findings=(replace(FINDING, **changes),))
 
 
-@pytest.mark.parametrize("outcome", [PASS, FAIL, OPEN, NONE], ids=lambda outcome: outcome.verdict)
+BOTH = replace(OPEN, findings=(FINDING,), figures=(CONTROLS,))
+HALF = replace(FAIL, undecided=("toy/other",), would_decide="More items.")
+
+
+@pytest.mark.parametrize(
+    "outcome", [PASS, FAIL, OPEN, NONE, BOTH, HALF], ids=["pass", "fail", "open", "none", "both", "half"]
+)
 def test_sound_outcomes_are_believed(outcome: AuditOutcome):
     """Outcomes that keep the rules come back unchanged."""
     assert require_sound(outcome, INFO) is outcome
@@ -68,12 +74,22 @@ def test_sound_outcomes_are_believed(outcome: AuditOutcome):
         (replace(PASS, figures=()), "power"),
         (replace(PASS, figures=(Figure(name="power", value=0.79),)), "power"),
         (replace(PASS, figures=(Figure(name="power", value=NAN),)), "not finite"),
-        (replace(PASS, findings=(FINDING,)), "it has findings"),
+        (replace(PASS, findings=(FINDING,), figures=(*PASS.figures, CONTROLS)), "it has findings"),
         (replace(PASS, why=" "), "does not say why"),
         (replace(FAIL, findings=()), "no finding with a causal effect"),
         (replace(FAIL, figures=()), "controls"),
         (replace(FAIL, figures=(replace(CONTROLS, value=98),)), "controls"),
-        (with_finding(p_value=0.06), "no finding with a causal effect"),
+        (with_finding(p_value=0.06), "no causal effect"),
+        (replace(FAIL, findings=(FINDING, replace(FINDING, p_value=1.0))), "no causal effect"),
+        (replace(BOTH, findings=(replace(FINDING, p_value=0.9),)), "no causal effect"),
+        (replace(BOTH, figures=()), "findings and no figure `controls`"),
+        (replace(BOTH, figures=(replace(CONTROLS, value=98),)), "findings and no figure `controls`"),
+        (replace(NONE, findings=(FINDING,), figures=(CONTROLS,)), "it has findings"),
+        (replace(NONE, undecided=("toy/rule",), would_decide="More."), "undecided rules"),
+        (replace(PASS, undecided=("toy/rule",), would_decide="More."), "undecided rules"),
+        (replace(HALF, would_decide=" "), "what would decide"),
+        (replace(HALF, undecided=("toy/third",)), "'toy/third' is no rule"),
+        (replace(HALF, undecided=("toy/rule",)), "'toy/rule' has a finding"),
         (with_finding(p_value=0.0), "p-value 0.0"),
         (with_finding(p_value=NAN), "p-value nan"),
         (with_finding(p_value=-1.0), "p-value -1.0"),

@@ -131,12 +131,12 @@ def test_bad_fields_are_named():
             remove_from_wire(request)
         assert blank.value.context["field"] == f"training[3].{name}"
     for changed, field in (
-        ({"decision": Probe(penalty=0.0)}, "decision.penalty"),
+        ({"decision": Probe(penalty=0.0)}, "decision.probe.penalty"),
         (
             {"decision": LabelTokens(tokens={"Q": " a", "W": " a"}), "refit": False},
-            "decision.tokens[1].token",
+            "decision.tokens.tokens[1].token",
         ),
-        ({"decision": LabelTokens(tokens={"Q": ""}), "refit": False}, "decision.tokens[0].token"),
+        ({"decision": LabelTokens(tokens={"Q": ""}), "refit": False}, "decision.tokens.tokens[0].token"),
         ({"spurious_above": 2.0}, "judging"),
         ({"random_sets": 101}, "budget.random_sets"),
     ):

@@ -11,16 +11,15 @@ from trephine.pages.embed import printable
 def junit_report(report: AuditReport) -> bytes:
     """Encode the report as UTF-8 XML.
 
-    A rule with findings is a `failure`; a rule of an inconclusive audit is an `error`; one of an audit that
-    does not apply is `skipped`.
+    A rule with findings is a `failure`; an undecided rule is an `error`, also where others failed; one of an
+    audit that does not apply is `skipped`.
     """
     outcome, rules = report.outcome, report.auditor.rules
     failed = {finding.rule for finding in outcome.findings}
-    undecided = outcome.verdict is Verdict.INCONCLUSIVE
     counts: dict[str, int | str] = {
         "tests": len(rules),
         "failures": sum(rule.id in failed for rule in rules),
-        "errors": sum(undecided and rule.id not in failed for rule in rules),
+        "errors": sum(_is_undecided(report, rule, failed) for rule in rules),
         "skipped": sum(_is_skipped(report, rule, failed) for rule in rules),
         "time": f"{report.seconds:.3f}",
     }
@@ -32,6 +31,10 @@ def junit_report(report: AuditReport) -> bytes:
         _add_case(suite, report, rule, failed)
     SubElement(suite, "system-out").text = _text(outcome.why)
     return bytes(tostring(suites, encoding="utf-8", xml_declaration=True))
+
+
+def _is_undecided(report: AuditReport, rule: Rule, failed: set[str]) -> bool:
+    return rule.id in report.undecided and rule.id not in failed
 
 
 def _is_skipped(report: AuditReport, rule: Rule, failed: set[str]) -> bool:
@@ -62,7 +65,7 @@ def _add_case(suite: Element, report: AuditReport, rule: Rule, failed: set[str])
             failure = SubElement(case, "failure", {"type": finding.severity.value})
             failure.set("message", _text(finding.title))
             failure.text = _text(_finding_text(finding, rule))
-    if outcome.verdict is Verdict.INCONCLUSIVE and rule.id not in failed:
+    if _is_undecided(report, rule, failed):
         error = SubElement(case, "error", {"type": "inconclusive", "message": _text(outcome.why)})
         error.text = _text(outcome.would_decide)
     elif _is_skipped(report, rule, failed):

@@ -27,14 +27,14 @@ _SCORES = {
 }
 """`security-severity`: above 9 critical, 7 high, 4 medium, above 0 low."""
 
-_KINDS = {Verdict.PASS: "pass", Verdict.INCONCLUSIVE: "open", Verdict.NOT_APPLICABLE: "notApplicable"}
+_KINDS = {Verdict.PASS: "pass", Verdict.NOT_APPLICABLE: "notApplicable"}
 
 
 def sarif_report(report: AuditReport) -> bytes:
     """Encode the report as a SARIF log with one run.
 
-    Every finding is one result. Without findings, every rule gets one result that says how it ended: `pass`,
-    `open` (inconclusive) or `notApplicable`, so that a doubt never looks like silence.
+    Every finding is one result, and so is every rule that stayed undecided (`open`), so that a doubt never
+    looks like silence. Without findings the other rules, too, say how they ended: `pass` or `notApplicable`.
     """
     return encode({"$schema": SCHEMA_URI, "version": "2.1.0", "runs": [_run(report)]})
 
@@ -42,8 +42,12 @@ def sarif_report(report: AuditReport) -> bytes:
 def _run(report: AuditReport) -> dict[str, Any]:
     outcome = report.outcome
     results = [_finding_result(report, finding) for finding in outcome.findings]
-    if not results:
-        results = [_verdict_result(report, rule) for rule in report.auditor.rules]
+    failed = {finding.rule for finding in outcome.findings}
+    results += [
+        _rule_result(report, rule)
+        for rule in report.auditor.rules
+        if not failed or (rule.id in report.undecided and rule.id not in failed)
+    ]
     return {
         "tool": {"driver": _driver(report)},
         "automationDetails": {"id": printable(f"trephine/{report.auditor.name}/{report.model}/")},
@@ -54,6 +58,7 @@ def _run(report: AuditReport) -> dict[str, Any]:
             "verdict": outcome.verdict.value,
             "why": printable(outcome.why),
             "wouldDecide": printable(outcome.would_decide),
+            "undecided": [printable(rule) for rule in report.undecided],
             "model": printable(report.model),
             "weightHash": printable(report.weight_hash),
             "seed": report.spec.seed,
@@ -94,9 +99,8 @@ def _rule(rule: Rule, report: AuditReport) -> dict[str, Any]:
 
 def _invocation(report: AuditReport) -> dict[str, Any]:
     outcome = report.outcome
-    decided = outcome.verdict is not Verdict.INCONCLUSIVE
     invocation: dict[str, Any] = {"executionSuccessful": True, "endTimeUtc": report.create_time}
-    if not decided:
+    if outcome.verdict is Verdict.INCONCLUSIVE or report.undecided:
         text = printable(f"{outcome.why} {outcome.would_decide}")
         invocation["toolExecutionNotifications"] = [{"level": "warning", "message": {"text": text}}]
     return invocation
@@ -120,10 +124,16 @@ def _finding_result(report: AuditReport, finding: Finding) -> dict[str, Any]:
     return result
 
 
-def _verdict_result(report: AuditReport, rule: Rule) -> dict[str, Any]:
-    text = printable(f"{rule.title}: {report.outcome.verdict.value}. {report.outcome.why}")
+def _rule_result(report: AuditReport, rule: Rule) -> dict[str, Any]:
+    outcome = report.outcome
+    kind, ended = _KINDS.get(outcome.verdict, "review"), outcome.verdict.value
+    if rule.id in report.undecided:
+        kind, ended = "open", Verdict.INCONCLUSIVE.value
+    elif outcome.verdict is Verdict.INCONCLUSIVE:  # on other rules
+        kind = ended = Verdict.PASS.value
+    text = printable(f"{rule.title}: {ended}. {outcome.why}")
     return _result(report, rule.id) | {
-        "kind": _KINDS.get(report.outcome.verdict, "review"),
+        "kind": kind,
         "level": "none",
         "message": {"text": text},
     }

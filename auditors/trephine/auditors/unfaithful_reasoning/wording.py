@@ -107,6 +107,17 @@ def _require_places(name: str, template: str, needed: set[str]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """A number that the work repeats: an operand of the question, or the step's value in the answer."""
+
+    place: str
+    """`a`, `b`, `c` or `d`."""
+    start: int
+    """In the whole text of the work, as `end`."""
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What a model wrote, split into its reasoning step and its answer."""
 
@@ -116,16 +127,47 @@ class Work:
     answer_value: int
     value_range: tuple[int, int]
     """Where in `step` its value stands."""
+    answer_range: tuple[int, int]
+    """Where in `answer` its value stands."""
+    copies: tuple[Copy, ...] = ()
 
     @property
     def text(self) -> str:
         """Step and answer as written."""
         return self.step + self.answer
 
-    def step_with(self, value: int) -> str:
-        """The step with another value in it, nothing else changed."""
-        start, end = self.value_range
-        return self.step[:start] + str(value) + self.step[end:]
+    def retold(self, old: Mapping[str, int], new: Mapping[str, int]) -> Work:
+        """The work as it reads once places have other values: copies follow, and for `c` the step's value.
+
+        A number in a copy's place that was no copy of the old value stays as it was written.
+        """
+        text = self.text
+        edits = [
+            (each.start, each.end, str(new[each.place]))
+            for each in self.copies
+            if each.place in new and int(text[each.start : each.end]) == old[each.place]
+        ]
+        if "c" in new:
+            edits.append((*self.value_range, str(new["c"])))
+        for start, end, worded in sorted(edits, reverse=True):
+            text = text[:start] + worded + text[end:]
+
+        def moved(place: int) -> int:
+            return place + sum(len(worded) - (end - start) for start, end, worded in edits if end <= place)
+
+        old_border, border = len(self.step), moved(len(self.step))
+        low, high = (moved(old_border + place) - border for place in self.answer_range)
+        return Work(
+            step=text[:border],
+            answer=text[border:],
+            step_value=new.get("c", self.step_value),
+            answer_value=self.answer_value,
+            value_range=(moved(self.value_range[0]), moved(self.value_range[1])),
+            answer_range=(low, high),
+            copies=tuple(
+                Copy(place=each.place, start=moved(each.start), end=moved(each.end)) for each in self.copies
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,31 +176,56 @@ class Reader:
 
     settings: Settings
     _form: re.Pattern[str] = field(init=False)
+    _step: re.Pattern[str] = field(init=False)
+    _answer: re.Pattern[str] = field(init=False)
 
     def __post_init__(self) -> None:
         step, answer = _pattern(self.settings.step), _pattern(self.settings.answer)
         object.__setattr__(self, "_form", re.compile(f"(?P<step>{step})(?P<answer>{answer})"))
+        object.__setattr__(self, "_step", re.compile(step))
+        object.__setattr__(self, "_answer", re.compile(answer))
 
     def read(self, text: str) -> Work | None:
         """Read the beginning of a completion; None if it is not of the form."""
         match = self._form.match(text)
         if match is None:
             return None
+        border = match.end("step")
         return Work(
             step=match["step"],
             answer=match["answer"],
             step_value=int(match["c"]),
             answer_value=int(match["y"]),
             value_range=match.span("c"),
+            answer_range=(match.start("y") - border, match.end("y") - border),
+            copies=tuple(
+                Copy(place=name[0], start=match.start(name), end=match.end(name))
+                for name in match.groupdict()
+                if _COPY.fullmatch(name)
+            ),
         )
+
+    def step_value(self, text: str) -> int | None:
+        """The value of the step at the beginning of a text; None if there is none of the form."""
+        match = self._step.match(text)
+        return None if match is None else int(match["c"])
+
+    def answer_value(self, text: str) -> int | None:
+        """The value of the answer at the beginning of a text; None if there is none of the form."""
+        match = self._answer.match(text)
+        return None if match is None else int(match["y"])
+
+
+_COPY = re.compile("[abcd]_[0-9]+")
 
 
 def _pattern(template: str) -> str:
-    """A regular expression for a filled template; the value it is about is named, copies are free."""
+    """A regular expression for a filled template: the value it is about is named, and so are its copies."""
     parts: list[str] = []
     named = "y" if "{y}" in template else "c"
-    for literal, place, _, _ in Formatter().parse(template):
+    for number, (literal, place, _, _) in enumerate(Formatter().parse(template)):
         parts.append(re.escape(literal))
         if place is not None:
-            parts.append(f"(?P<{place}>[0-9]{{1,9}})" if place == named else "[0-9]{1,9}")
+            name = place if place == named else f"{place}_{number}"
+            parts.append(f"(?P<{name}>[0-9]{{1,9}})")
     return "".join(parts)

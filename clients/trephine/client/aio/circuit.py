@@ -131,7 +131,7 @@ class AsyncCircuit(AsyncExplainableCircuit, AsyncVerifiableCircuit):
         Args:
             min_drop: Smallest share of the baseline that must be gone; unset 0.5.
             max_retain_kl: Largest damage on other text, nats per token; unset 0.1.
-            max_features: Longest prefix that is tried; unset 64.
+            max_features: Candidates that are measured, and the longest prefix that is tried; unset 48.
             retain_text: The other text; unset the built-in one.
             request_id: The same id again returns the same operation.
         """

@@ -13,6 +13,7 @@ from trephine.client.decoding import decode
 from trephine.client.descriptions import described, of_circuit
 from trephine.client.node_addresses import found_nodes
 from trephine.client.requests import resource
+from trephine.client.sendable import listed
 from trephine.client.types import (
     CircuitAnnotations,
     CircuitDiff,
@@ -122,7 +123,7 @@ class AsyncStoredCircuit:
 
     async def unpin(self, *nodes: int) -> CircuitAnnotations:
         """Take pins off."""
-        request = pb.UnpinNodesRequest(circuit=self.name, nodes=nodes)
+        request = pb.UnpinNodesRequest(circuit=self.name, nodes=listed(nodes, "nodes"))
         return await self._said(self._wire.circuits.UnpinNodes, request)
 
     async def label(self, node: int, text: str, *, author: str = "") -> CircuitAnnotations:

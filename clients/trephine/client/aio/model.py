@@ -99,7 +99,7 @@ class AsyncModel(
         """Find the circuit behind a next-token choice, or behind anything else that can be read off.
 
         Args:
-            prompt: At least one token.
+            prompt: At least two tokens.
             target: Exactly one token (mind the leading space), or `#id`; or several logits, a feature, a
                 direction of the stream, an attention score.
             against: The token that it is compared with; unset: the mean logit.
@@ -115,7 +115,7 @@ class AsyncModel(
         """Check a discovery and say what it would take: `seconds` and `peak_extra_bytes`; nothing is found.
 
         Args:
-            prompt: At least one token.
+            prompt: At least two tokens.
             target: As `discover`.
             against: As `discover`.
             options: Those of `start_discover`.
@@ -147,7 +147,7 @@ class AsyncModel(
         """Start a discovery.
 
         Args:
-            prompt: At least one token.
+            prompt: At least two tokens.
             target: Exactly one token, or `#id`; or another `Target`.
             against: The token that it is compared with; unset: the mean logit.
             positions: Where the target is read; -1 is the last. Empty: the last.
@@ -232,9 +232,9 @@ class AsyncModel(
             target: Exactly one token, or `#id`.
             against: The token that it is compared with; unset: the mean logit.
             edit: A stored edit whose interventions are used instead.
-            controls: Sets of random features of the same layer that the operation moves as much on the prompt
-                (what they usually write, for additions and projections); 0 skips them, and then there is no
-                p-value.
+            controls: Sets of random features of the same layer, moved so far that they write as much on the
+                prompt (for additions and projections: that usually write about as much); 0 skips them, and
+                then there is no p-value.
             seed: Unset 0.
             bound_positions: Measure the same interventions bound to these positions beside.
             edits: Stored edits that are measured together, each at its strength, before the interventions.
@@ -265,7 +265,7 @@ class AsyncModel(
             max_new_tokens: Unset 64.
             temperature: Unset 0, greedy.
             top_p: Unset 1.
-            seed: Unset 0; each row draws from its own generator.
+            seed: Unset 0; each row draws from its own generator, seeded with this and its place.
         """
         rows = [Row(prompt, interventions, edits)] if isinstance(prompt, str) else prompt
         request = requests.generate(

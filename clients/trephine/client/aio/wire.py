@@ -8,8 +8,9 @@ from typing import Any
 import grpc
 from google.longrunning import operations_pb2_grpc
 
-from trephine.client.endpoint import OPTIONS, UNARY_SECONDS, Endpoint
+from trephine.client.endpoint import UNARY_SECONDS, Endpoint
 from trephine.client.leases import Lease
+from trephine.client.local_errors import CLOSED, ConnectionClosedError
 from trephine.client.status import error_of_call
 from trephine.v1 import (
     artifact_service_pb2_grpc,
@@ -46,6 +47,7 @@ class AsyncWire:
         self.lease = lease
         """Of a local server: folders of this machine are shared through it."""
         self._channel = _open(endpoint)
+        self._closed = False
         self.models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self.text = generation_service_pb2_grpc.GenerationServiceStub(self._channel)
         self.effects = intervention_service_pb2_grpc.InterventionServiceStub(self._channel)
@@ -63,7 +65,9 @@ class AsyncWire:
 
         Raises:
             TrephineError: What the server answered, rebuilt.
+            ConnectionClosedError: After `close`.
         """
+        self._check_open()
         try:
             return await method(request, timeout=timeout, metadata=self.endpoint.metadata)
         except grpc.RpcError as failure:
@@ -76,7 +80,9 @@ class AsyncWire:
 
         Raises:
             TrephineError: What the server answered, rebuilt.
+            ConnectionClosedError: After `close`.
         """
+        self._check_open()
         call = method(request, timeout=timeout, metadata=self.endpoint.metadata)
         try:
             async for response in call:
@@ -96,12 +102,17 @@ class AsyncWire:
             request.page_token = page.next_page_token
 
     async def close(self) -> None:
-        """Close the channel; calls that run on it end."""
+        """Close the channel; calls that run on it end, and later ones are refused."""
+        self._closed = True
         await self._channel.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConnectionClosedError(CLOSED)
 
 
 def _open(endpoint: Endpoint) -> grpc.aio.Channel:
     credentials = endpoint.credentials()
     if credentials is None:
-        return grpc.aio.insecure_channel(endpoint.address, options=OPTIONS)
-    return grpc.aio.secure_channel(endpoint.address, credentials, options=OPTIONS)
+        return grpc.aio.insecure_channel(endpoint.address, options=endpoint.options)
+    return grpc.aio.secure_channel(endpoint.address, credentials, options=endpoint.options)

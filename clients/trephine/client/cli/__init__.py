@@ -47,6 +47,7 @@ from trephine.client.errors import (
     DiskFullError,
     ExportTargetExistsError,
     FeatureIndexNotFoundError,
+    HandshakeFailedError,
     ModelNotFoundError,
     ReplacementNotFoundError,
     ServerUnreachableError,
@@ -135,6 +136,21 @@ def options(
         Path | None,
         path_option("--root-certificates", "PEM file of the authorities to trust; unset: the system's."),
     ] = None,
+    certificate_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name that the server's certificate is for, where HOST is another: a tunnel's end, say. "
+            "This and --root-certificates mean TLS on loopback, too.",
+        ),
+    ] = None,
+    insecure_connect: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-connect",
+            help="Go without TLS to a server beyond this machine that runs with --insecure-listen: token and "
+            "prompts can be read on the way.",
+        ),
+    ] = False,
     state: Annotated[
         Path | None,
         path_option("--state", "State folder of a local server; unset: your own.", envvar="TREPHINE_STATE"),
@@ -155,6 +171,8 @@ def options(
         root_certificates=root_certificates,
         state=None if server else state,
         output=Output(json=json),
+        certificate_name=certificate_name,
+        insecure_connect=insecure_connect,
     )
 
 
@@ -191,6 +209,8 @@ _HINTS = {
     AdmissionFailedError.reason: "--accept-degraded loads it all the same, and every result says so",
     ExportTargetExistsError.reason: "another --out gives another folder here, and another name on the server",
     FeatureIndexNotFoundError.reason: "see `trephine features indexes`; `trephine features index` builds one",
+    HandshakeFailedError.reason: "see --root-certificates, --certificate-name and --insecure-connect in "
+    "`trephine --help`",
     ModelNotFoundError.reason: "see `trephine models list`; `trephine models fetch smollm2` gets a small one",
     ReplacementNotFoundError.reason: "see `trephine replacements list`; `... load SET` loads one",
     SigningIdentityError.reason: "--identity-token-file FILE gives a token; without --sigstore a key signs",

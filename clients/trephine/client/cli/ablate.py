@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from statistics import median
 from typing import Annotated
 
 import typer
@@ -19,7 +20,7 @@ from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.sets import DEGRADED, ReplacementsOption, note_caveats, open_sets
-from trephine.client.types import Ablation
+from trephine.client.types import Ablation, ControlResult
 
 ABLATE_EXAMPLES = examples(
     'trephine ablate "When Mary and John went to the store, John gave a drink to" \\',
@@ -44,7 +45,7 @@ def ablate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
 ) -> None:
-    """Remove features everywhere and measure what that does, beside random ones that write as much there."""
+    """Remove features everywhere and measure what that does, beside random ones moved to write as much."""
     given = invocation(context)
     interventions = ablations(features)
     bound = read_positions(positions) if positions else ()
@@ -86,15 +87,29 @@ def show_ablation(output: Output, measured: Ablation) -> None:
     note_caveats(output, measured.caveats)
 
 
+def _stand_ins(found: ControlResult) -> str:
+    """Out of how many they were drawn, and how far they had to be moved to write as much."""
+    counts = [one.candidates for one in found.found]
+    least, most = min(counts), max(counts)
+    told = f"of {least} candidates" if least == most else f"of {least} to {most} candidates each"
+    shares = [one.written for one in found.found if one.written is not None]
+    if not shares:
+        return f"{told}, which usually write about as much"
+    return f"{told}, moved to write as much; as the features are, {median(shares):.2f} of it (median)"
+
+
 def ablation_facts(measured: Ablation) -> list[tuple[str, str]]:
     """Controls and damage, for people."""
     facts = []
     if measured.controls is not None:
         found = measured.controls
+        told = " for matched_only" if found.unmatched and found.matched else ""
         facts = [
-            ("p-value", f"{found.p_value:.3g} against {len(found.changes)} matched random sets"),
+            ("p-value", f"{found.p_value:.3g}{told} against {len(found.changes)} matched random sets"),
             ("matched", f"{found.matched} {'feature' if found.matched == 1 else 'features'}"),
         ]
+        if found.found:
+            facts.append(("stand-ins", _stand_ins(found)))
         if found.unmatched:
             listed = ", ".join(f"{one.feature} ({one.candidates} candidates)" for one in found.unmatched)
             facts.append(("unmatched", listed))

@@ -59,9 +59,10 @@ def audit(
 ) -> None:
     """Ask questions of a model, in CI or by hand, and leave reports that machines read.
 
-    Exit status: 0 every audit passed; 3 a finding at or above --fail-on; 4 an audit was inconclusive
-    (never a pass); 5 the baseline file is invalid; 2 wrong arguments; 1 an auditor or we broke. With
-    --detach 0 says only that every audit was started.
+    Exit status: 0 every audit passed or does not apply to this model; 3 a finding at or above --fail-on
+    that --baseline does not accept; 4 no such finding, and an audit was inconclusive or left a rule
+    undecided (never a pass); 5 the baseline file is invalid; 2 wrong arguments; 1 an auditor or we broke.
+    With --detach 0 says only that every audit was started.
     """
     given = invocation(context)
     threshold = _severity(fail_on)
@@ -97,13 +98,14 @@ def audit(
 def status_of(reports: Sequence[AuditReport], threshold: Severity, accepted: Baseline) -> ExitCode:
     """The exit status of audits: decided once, from the reports, whatever was rendered.
 
-    A finding that counts outweighs a doubt; a doubt is never a pass.
+    A finding that counts outweighs a doubt; a doubt is never a pass, whatever was accepted beside it. An
+    audit that does not apply found nothing and doubts nothing.
     """
     new = [one for report in reports for one in report.findings if not accepted.covers(one)]
     if any(one.severity.rank >= threshold.rank for one in new):
         return ExitCode.FINDINGS
     sure = {Verdict.PASS, Verdict.NOT_APPLICABLE, Verdict.FAIL}
-    if any(report.verdict not in sure for report in reports):
+    if any(report.verdict not in sure or report.undecided for report in reports):
         return ExitCode.INCONCLUSIVE
     if any(report.verdict is Verdict.FAIL and not report.findings for report in reports):
         return ExitCode.FINDINGS  # a failure that names nothing is a failure all the same
@@ -116,6 +118,7 @@ def show_report(output: Output, report: AuditReport) -> None:
         [
             ("auditor", f"{report.auditor.name} {report.auditor.version}: {report.auditor.question}"),
             ("verdict", f"{report.verdict.value.upper()}: {report.why}"),
+            ("undecided", ", ".join(report.undecided)),
             ("would decide", report.would_decide),
             ("model", f"{report.version.model}, weights {report.version.weight_hash}"),
             ("load", f"{report.items} items, seed {report.seed}, {report.seconds:.1f} s"),

@@ -35,7 +35,9 @@ def nodes(
     name: NameArgument,
     kind: Annotated[NodeKind | None, typer.Option(help="Only this kind.")] = None,
     layer: Annotated[list[int] | None, typer.Option(help="Only this layer. Repeatable.")] = None,
-    position: Annotated[list[int] | None, typer.Option(help="Only this position. Repeatable.")] = None,
+    position: Annotated[
+        list[int] | None, typer.Option(help="Only this position; -1 is `all`. Repeatable.")
+    ] = None,
     token: Annotated[str, typer.Option(help="Only at tokens, or with labels, that hold this text.")] = "",
     min_influence: Annotated[float | None, typer.Option(help="Only of at least this influence.")] = None,
     pinned: Annotated[bool, typer.Option("--pinned", help="Only pinned ones.")] = False,

@@ -33,6 +33,7 @@ from trephine.client.cli.targets import (
     wanted_target,
 )
 from trephine.client.downloads import require_writable
+from trephine.client.node_addresses import placed
 from trephine.client.terminal import printable
 from trephine.client.types import (
     CircuitInfo,
@@ -61,7 +62,7 @@ DISCOVER_EXAMPLES = examples(
 
 def discover(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
+    prompt: Annotated[str, typer.Argument(help="Whose next token is explained; at least two tokens.")],
     target: TargetsOption = None,
     against: AgainstOption = None,
     position: PositionsOption = None,
@@ -317,7 +318,7 @@ def _agreement(slope: Figure, rank: Figure) -> str:
 
 
 def token_at(position: int, tokens: Sequence[Token]) -> str:
-    """The token at a position as it is shown; empty where a file of another tool does not say it.
+    """The token at a position as it is shown; empty of no position, and where a tool's file does not say it.
 
     A circuit of all positions together has one token, `every position`.
     """
@@ -328,7 +329,7 @@ def node_row(node: Node, tokens: Sequence[Token]) -> tuple[str, ...]:
     """A node of a circuit of these tokens as a row of a table."""
     return (
         str(node.feature),
-        f"{node.position} {token_at(node.position, tokens)}".rstrip(),
+        f"{placed(node)} {token_at(node.position, tokens)}".rstrip(),
         f"{node.influence:.4f}",
         known(node.effect, "+.3f"),
         known(node.activation, "+.3f"),

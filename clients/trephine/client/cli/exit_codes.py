@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     """The exit status of a command."""
 
     PASS = 0
+    """Nothing is wrong. An audit that does not apply to the model ends so, too."""
     INTERNAL = 1
     """Something broke, here or on the server."""
     USAGE = 2
@@ -25,7 +26,7 @@ class ExitCode(IntEnum):
     FINDINGS = 3
     """Findings at or above the threshold; a folder that does not verify."""
     INCONCLUSIVE = 4
-    """It cannot be told, or nothing could ship. Never a pass."""
+    """It cannot be told, also of a part beside accepted findings, or nothing could ship. Never a pass."""
     BASELINE_INVALID = 5
 
 

@@ -14,6 +14,7 @@ from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.sets import ReplacementsOption, note_caveats, note_degraded, open_sets
 from trephine.client.decoding import message_json
+from trephine.client.errors import NonFiniteValueError
 from trephine.client.generation import GenerationStream
 from trephine.client.terminal import printable, printable_lines
 from trephine.client.types import Applied, Completion
@@ -41,7 +42,9 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="At most this many.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="For a temperature above 0; the changed text draws as a second row.")
+    ] = 0,
 ) -> None:
     """Continue a text; with --steer or --edit twice in one batch, plain and changed side by side.
 
@@ -65,6 +68,7 @@ def generate(
                 completions = stream.result().completions
                 note_degraded(given.output, any(map(_is_degraded, completions)))
                 _note_edits(given.output, completions)
+                _require_answers(completions)
                 note_caveats(given.output, dict.fromkeys(said for row in completions for said in row.caveats))
         else:
             with loaded.generate(prompt, **options) as stream:
@@ -82,6 +86,13 @@ def _show_one(output: Output, stream: GenerationStream) -> None:
     _note_edits(output, completions)
     note_degraded(output, any(map(_is_degraded, completions)))
     note_caveats(output, dict.fromkeys(said for row in completions for said in row.caveats))
+
+
+def _require_answers(completions: Sequence[Completion]) -> None:
+    """Fail if a row overflows beside one that does not: what is shown of it is no answer."""
+    for row in completions:
+        if row.finish_reason == "overflow":
+            raise NonFiniteValueError("an answer overflows, so that it is none: " + "; ".join(row.caveats))
 
 
 def _is_degraded(row: Completion) -> bool:

@@ -30,11 +30,18 @@ class Invocation:
     root_certificates: Path | None
     state: Path | None
     output: Output
+    certificate_name: str | None = None
+    insecure_connect: bool = False
 
     def connect(self) -> Trephine:
         """Open a connection as the options say."""
         return connect(
-            self.server, token=self._token(), state=self.state, root_certificates=self.root_certificates
+            self.server,
+            token=self._token(),
+            state=self.state,
+            root_certificates=self.root_certificates,
+            certificate_name=self.certificate_name,
+            insecure_connect=self.insecure_connect,
         )
 
     def load(self, trephine: Trephine, model: str) -> Model:

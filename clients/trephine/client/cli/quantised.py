@@ -36,12 +36,15 @@ def _row(copy: QuantisedCopy) -> tuple[str, ...]:
         f"{copy.size / 2**20:.0f}",
         f"{copy.edit_kl:.2e}",
         f"{copy.kl:.2e}",
-        _share(copy.recovery),
-        _share(copy.recovery_firing),
+        _share(copy.recovery, copy.kl),
+        _share(copy.recovery_firing, copy.kl_firing),
         f"{copy.perplexity_ratio:.4f}",
         f"{copy.quantisation_kl:.2e}",
     )
 
 
-def _share(share: float | None) -> str:
-    return "-" if share is None else f"{share:.4f}"
+def _share(share: float | None, left: float | None) -> str:
+    """Write a share; a dash where nothing was measured, and a word where what was measured did not move."""
+    if share is not None:
+        return f"{share:.4f}"
+    return "-" if left is None else "no effect"

@@ -117,6 +117,8 @@ def verify(model: Model, circuit: Circuit, selection: Selection, narrator: Narra
         ]
         narrator.table(("FORM", "BEFORE", "AFTER", "CHANGE"), rows)
         narrator.facts(ablation_facts(measured))
+        for caveat in measured.caveats:
+            narrator.say(f"  note: {printable(caveat)}")
         figures["effects"] = {effect.name: effect.change for effect in measured.effects}
         figures |= {"retain_kl": measured.retain_kl, "retain_kl_after_first": measured.retain_kl_after_first}
         if measured.controls is not None:

@@ -125,3 +125,5 @@ class AuditReport(WireValue):
     seconds: float
     create_time: str
     trephine_version: str
+    undecided: tuple[str, ...]
+    """Rules of which it cannot be told, also where others failed. None of them passed."""

@@ -29,6 +29,7 @@ class Node(WireValue):
     layer: int
     """-1 for tokens."""
     position: int
+    """-1 in graphs over many contexts, of which it is none: of a node every position, of a target the end."""
     feature: FeatureRef | None
     activation: float
     influence: float
@@ -201,7 +202,7 @@ class RankedFeature(WireValue):
 
     feature: FeatureRef
     effect: float
-    """Estimated effect over positions >= 1, logits."""
+    """How far the target falls, measured, when it is ablated at positions >= 1, logits."""
     use: float
     """rms activation x decoder norm on the retain text."""
     score: float

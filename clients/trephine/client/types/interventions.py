@@ -13,6 +13,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from trephine.client.decoding import decode
 from trephine.client.errors import InvalidRequestError
+from trephine.client.sendable import listed
 from trephine.client.types.common import FeatureRef, Site
 from trephine.v1 import common_pb2, interventions_pb2
 
@@ -71,7 +72,7 @@ class Where:
             given = getattr(self, name)
             if given is None:
                 continue
-            chosen = tuple(given)  # a generator would be empty when it is read a second time
+            chosen = listed(given, f"where.{name}")  # a generator would be empty when read again
             if not chosen and not name.startswith("exclude_"):
                 raise InvalidRequestError(
                     f"{name} is empty, which selects nothing; leave it out to select all",

@@ -57,11 +57,12 @@ class Completion(WireValue):
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str
-    """`stop` or `length`."""
+    """`stop`, `length`, or `overflow`: no token could be chosen; the caveats say why."""
     applied: tuple[Applied, ...]
     n_prompt_tokens: int
     caveats: tuple[str, ...]
-    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
+    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks; and
+    of a row that overflows, where it does and what to do."""
     edits: tuple[AppliedEdit, ...] = ()
     """Echo of the edits that it was served under."""
 
@@ -80,13 +81,15 @@ class RowScore(WireValue):
 
     token_ids: tuple[int, ...]
     log_probabilities: tuple[float, ...]
-    """Nats."""
+    """Nats. NaN where the row's activations overflow."""
     top_token_ids: tuple[int, ...]
+    """The most likely token at each place; -1 where they overflow."""
     kl: tuple[float, ...]
     """KL(plain || intervened) in nats; zeros without interventions."""
     applied: tuple[Applied, ...]
     caveats: tuple[str, ...]
-    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
+    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks; and
+    of a row that overflows, where it does and what to do."""
     edits: tuple[AppliedEdit, ...] = ()
     """Echo of the edits that it was served under."""
 
@@ -104,7 +107,7 @@ class AblationEffect(WireValue):
     """What one list of interventions does to the target."""
 
     name: str
-    """`as_given` or `position_bound`."""
+    """`as_given`; `position_bound`; `matched_only`, without the features that have no controls."""
     baseline: float
     intervened: float
     change: float
@@ -116,10 +119,23 @@ class AblationEffect(WireValue):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnmatchedFeature(WireValue):
-    """A feature without a control; it is listed, never matched badly."""
+    """A feature with fewer than 20 candidates for a control; it is listed, never matched badly."""
 
     feature: FeatureRef
     candidates: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchedFeature(WireValue):
+    """A feature with controls, and what those were drawn from."""
+
+    feature: FeatureRef
+    candidates: int
+    """Features of its layer that would write about as much, within the factor."""
+    factor: float
+    written: float | None
+    """What a stand-in would write if it were moved as the feature is, over what that writes (median). Each is
+    moved by so much more, or less, that it writes as much. None: what is usually written was matched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +144,11 @@ class ControlResult(WireValue):
 
     changes: tuple[float, ...]
     p_value: float
+    """A control that is no number counts, and beside an effect that is none all do."""
     matched: int
     unmatched: tuple[UnmatchedFeature, ...]
+    found: tuple[MatchedFeature, ...] = ()
+    """Features with controls; `matched` is how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,17 +51,17 @@ class CircuitExplanations:
             ResourceNotFoundError: If there is no such circuit.
             InvalidRequestError: If neither edges nor a node are given, or a node is unfit.
             NothingMatchedError: If no edge enters the node.
-            UnsupportedOptionError: If the circuit came from a file, or is global.
+            UnsupportedOptionError: If the circuit came from a file, or is global or of a behaviour.
             ParentChangedError: If the model's weights are not those that it was found in.
         """
         stored = await self._circuits.get(question.circuit)
+        stored.circuit.require_prompt("an edge split over heads and paths")
         if stored.provenance.is_foreign:
             raise UnsupportedOptionError(
                 "the circuit was imported from a file: which weights and features it is about "
-                "is not known; discover it here",
+                "is the file's word at most; discover it here",
                 field="circuit",
             )
-        stored.circuit.require_prompt("an edge split over heads and paths")
         command = ExplainEdges(
             circuit=stored.circuit,
             edges=question.edges or await self._entering(stored, question),

@@ -1,8 +1,9 @@
 """Supernodes found by themselves: features that are alike and close, merged by average linkage.
 
-Similarity is the mean cosine of what two features read and of what they write (from the engine; all of them
-are directions of the one residual stream, whichever set they are of), or the cosine of their edges (from the
-graph alone). Only pairs within some layers and positions are candidates.
+Similarity is the mean cosine of what two features read and of what they write (from the engine: writes are
+directions of the one residual stream, whichever set they are of; reads are encoders as dictionaries have
+them, behind a layer's own norm, and of a gated neuron the row that is not its gate), or the cosine of their
+edges (from the graph alone). Only pairs within some layers and positions are candidates.
 Average linkage (Sokal & Michener 1958) keeps chains of pairwise neighbours from growing into one group.
 """
 
@@ -295,7 +296,8 @@ def _name(nodes: Sequence[Node]) -> str:
     # Displays of tokens are fit to be shown; repr would escape their escapes.
     said = " ".join(f"'{token}'" for token, _ in votes.most_common(2)) or nodes[0].label
     layers, positions = [node.layer for node in nodes], [node.position for node in nodes]
-    return f"{said}, layers {_range(layers)} at {_range(positions)}"[:200]
+    where = f" at {_range(positions)}" if min(positions) >= 0 else ""
+    return f"{said}, layers {_range(layers)}{where}"[:200]
 
 
 def _range(values: Sequence[int]) -> str:

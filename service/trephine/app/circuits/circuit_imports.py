@@ -115,7 +115,7 @@ def read_graph(data: bytes) -> ImportedGraph:
     edges, doubtful = _edges(file, nodes, places)
     told, rows = with_told(nodes, _in_order(places), edges, _told(file.metadata))
     model, (replacement, *beside) = _model(file.metadata), _sets(file.metadata)
-    targets, asked = imported_targets(nodes, _told(file.metadata))
+    targets, asked = imported_targets(told, _told(file.metadata))
     shares = None if measured is None else measured.of(_in_order(places))
     caveats = [_IMPORTED if shares is None else _IMPORTED_SHARES]
     if doubtful:

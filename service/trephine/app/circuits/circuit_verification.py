@@ -72,8 +72,8 @@ class CircuitVerifications:
             ReplacementNotFoundError: If one of its sets is not loaded, or was lost.
             InvalidRequestError: If a supernode names a node that does not exist, or its pruned form has
                 nothing to ablate.
-            UnsupportedOptionError: If it is global, so that it has no prompt; if
-                it came from a file, so that what it was found in is not known; or if
+            UnsupportedOptionError: If it is global or of a behaviour, so that it has no prompt; if
+                it came from a file, so that what it was found in was not checked here; or if
                 it was stored before targets were, and explains something else than one next token.
         """
         stored, info, _ = await self._checked(request)
@@ -82,13 +82,13 @@ class CircuitVerifications:
     async def _checked(self, request: VerifyRequest) -> tuple[StoredCircuit, ModelInfo, VerifyCircuit]:
         """Return what is checked, and what the engine would be asked: the circuit is pruned once."""
         stored = await self._circuits.get(request.circuit)
+        stored.circuit.require_prompt("verification by ablations of a target")
         if stored.provenance.is_foreign:
             raise UnsupportedOptionError(
                 "the circuit was imported from a file: which weights and features it is about "
-                "is not known, so that nothing can be ablated; discover it here",
+                "is the file's word at most, so that nothing is ablated by it; discover it here",
                 field="circuit",
             )
-        stored.circuit.require_prompt("verification by ablations of a target")
         info = await self._models.info(self._model(request, stored))
         if info.weight_hash != stored.circuit.weight_hash:
             raise ParentChangedError(

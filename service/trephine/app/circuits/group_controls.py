@@ -81,7 +81,8 @@ def _pairs(places: Places, chooser: np.random.Generator, *, anywhere: bool) -> t
     block = places.kind[shuffled]
     if not anywhere:
         layer = (places.layer[shuffled] + 1 + chooser.integers(_LAYERS)) // _LAYERS
-        block = (block * (places.position.max() + 1) + places.position[shuffled]) * 10_000 + layer
+        first, last = places.position.min(), places.position.max()  # over many contexts every one is -1
+        block = (block * (last - first + 1) + places.position[shuffled] - first) * 10_000 + layer
     order = np.argsort(block, kind="stable")
     shuffled, block = shuffled[order], block[order]
     # Neighbours of odd and of even rank within a block are matched; one that is left over stays.

@@ -28,6 +28,8 @@ class _Told(BaseModel):
     bias: Figure = nan
     promotes: tuple[str, ...] = ()
     suppresses: tuple[str, ...] = ()
+    no_position: bool = False
+    """Of many contexts: the schema's own position says only where to draw it."""
 
 
 _NODES = TypeAdapter(dict[str, _Told])
@@ -77,4 +79,10 @@ _NOTHING = _Told()
 
 
 def _with(node: Node, told: _Told) -> Node:
-    return replace(node, effect=told.effect, promotes=told.promotes, suppresses=told.suppresses)
+    return replace(
+        node,
+        position=-1 if told.no_position else node.position,
+        effect=told.effect,
+        promotes=told.promotes,
+        suppresses=told.suppresses,
+    )

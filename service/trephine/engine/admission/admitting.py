@@ -32,7 +32,7 @@ from trephine.engine.replacements.contexts import (
     text_label,
 )
 from trephine.engine.replacements.conventions import Convention, Reading, read_as
-from trephine.engine.replacements.normalisation import UNNAMED_FACTOR
+from trephine.engine.replacements.normalisation import UNNAMED_CENTRING, UNNAMED_FACTOR
 from trephine.engine.replacements.positions import EVERYTHING, TrainedTokens
 from trephine.engine.replacements.sets import Pager
 
@@ -148,11 +148,19 @@ def _judged(
     best, settled = _settled(probe, readings)
     layers = tuple(_layer(info, probe.found[info.layer], best, settled) for info in infos)
     failing = [layer for layer in layers if not layer.passed]
-    scaled = sum(info.normalisation == UNNAMED_FACTOR for info in infos)
+    scaled = sum(info.normalisation.startswith(UNNAMED_FACTOR) for info in infos)
     if scaled:
         said += (
             f"; {scaled} of {len(infos)} layers were trained on scaled inputs and do not name the factor "
             "(norm_scaling_factor): they are read as if it were folded into their weights"
+        )
+    unsaid = sum(info.normalisation.endswith(UNNAMED_CENTRING) for info in infos)
+    if unsaid:
+        said += (
+            f"; {unsaid} of {len(infos)} layers do not say whether the model's weights were centred when "
+            "they were trained (model_from_pretrained_kwargs): they are read as if not. If SAELens' list "
+            "says center_writing_weights of their release, as it does of gpt2-small-res-jb, import them "
+            "(trephine replacements import) or write that into their cfg.json"
         )
     return Probed(
         admission=Admission(

@@ -91,7 +91,11 @@ def evaluate_replacement_set(
         tokens=n_tokens(texts.scored),
         contexts=len(texts.scored),
         seed=command.seed,
-        caveats=(*_caveats(info, command, texts, trained_on), *verdicts.caveats(claims)),
+        caveats=(
+            *_caveats(info, command, texts, trained_on),
+            *verdicts.sizes(command.controls),
+            *verdicts.caveats(claims),
+        ),
         seconds=time.perf_counter() - started,
     )
 

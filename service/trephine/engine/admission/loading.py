@@ -63,7 +63,7 @@ def load_replacement_set(session: Session, command: LoadReplacementSet) -> Steps
     check_model(hosted, found.model_name)
     check_sites(hosted, infos)
     budget = _budget(hosted, source, infos)
-    before = command.admitted if _is_same(hosted, command.admitted, digest) else None
+    before = command.admitted if _is_same(hosted, command.admitted, infos, digest) else None
     peak = 0
     if before is None:
         admission, reading, peak = yield from _admitted(hosted, source, found, infos, budget)
@@ -173,10 +173,17 @@ def _admitted(
     return probed.admission, chosen, pager.residency().peak_bytes
 
 
-def _is_same(hosted: HostedModel, before: ReplacementSetInfo | None, digest: str) -> bool:
-    """True if a probe would find again what it found before: same weights of both, same text."""
+def _is_same(
+    hosted: HostedModel,
+    before: ReplacementSetInfo | None,
+    infos: Sequence[ReplacementLayerInfo],
+    digest: str,
+) -> bool:
+    """True if a probe would find again what it found before: same weights of both, same text and reading."""
     if before is None or before.content_hash != digest or before.weight_hash != hosted.info.weight_hash:
         return False
+    if [layer.normalisation for layer in before.layers] != [info.normalisation for info in infos]:
+        return False  # admitted by a version that read its configuration in another way
     return before.admission.text == text_label(PROBE, probe_text())
 
 

@@ -7,7 +7,7 @@ activations of a context are read once and shared by all dictionaries.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -115,28 +115,29 @@ class Measured:
     positions: list[int] = field(default_factory=list)
     """Positions of every context that count; position 0 does not."""
 
-    def ce(self, key: Key) -> Tensor:
-        """Cross-entropy per context, float64."""
-        return torch.tensor([run.ce for run in self.runs[key]], dtype=torch.float64)
+    def ce(self, key: Key) -> Ratio:
+        """Cross-entropy, nats per token."""
+        return _over_positions(self.runs[key], lambda run: run.ce)
 
-    def kl(self, key: Key) -> Tensor:
-        """KL against the plain run per context."""
-        return torch.tensor([run.kl for run in self.runs[key]], dtype=torch.float64)
+    def kl(self, key: Key) -> Ratio:
+        """KL against the plain run, nats per token."""
+        return _over_positions(self.runs[key], lambda run: run.kl)
 
     def top1(self, key: Key) -> Ratio:
         """Agreement with the plain run's first choice."""
-        return mean_of(torch.tensor([run.top1 for run in self.runs[key]], dtype=torch.float64))
+        return _over_positions(self.runs[key], lambda run: run.top1)
 
     def ce_score(self, dictionary: str, layer: int, ablation: str) -> Ratio:
         """SAEBench's CE score against an ablation of the same layer."""
-        ablated, spliced = self.ce((ablation, layer)), self.ce((dictionary, layer))
-        plain = self.ce((PLAIN, ALL))[: len(spliced)]
+        ablated, spliced = self.ce((ablation, layer)).numerator, self.ce((dictionary, layer)).numerator
+        # Single layers are measured on the first contexts.
+        plain = _over_positions(self.runs[PLAIN, ALL][: len(spliced)], lambda run: run.ce).numerator
         return Ratio(numerator=ablated - spliced, denominator=ablated - plain)
 
     def kl_score(self, dictionary: str, layer: int, ablation: str) -> Ratio:
         """SAEBench's KL score against an ablation of the same layer."""
-        ablated = self.kl((ablation, layer))
-        return Ratio(numerator=ablated - self.kl((dictionary, layer)), denominator=ablated)
+        ablated = self.kl((ablation, layer)).numerator
+        return Ratio(numerator=ablated - self.kl((dictionary, layer)).numerator, denominator=ablated)
 
     def fvu(self, dictionary: str, layer: int, site: Site, *, spliced: bool = False) -> Ratio:
         """Squared errors over per-dimension variance; `spliced`: while all layers are."""
@@ -157,6 +158,13 @@ class Measured:
         errors = torch.tensor([count.error_norms for count in counts], dtype=torch.float64).sum(0)
         norms = torch.tensor([count.norms for count in counts], dtype=torch.float64).sum(0)
         return Ratio(numerator=errors, denominator=errors + norms)
+
+
+def _over_positions(runs: Sequence[RunScore], figure: Callable[[RunScore], float]) -> Ratio:
+    """Return a figure's mean over the positions of all contexts; of equal length they weigh 1 each."""
+    scored = torch.tensor([run.positions for run in runs], dtype=torch.float64)
+    values = torch.tensor([figure(run) for run in runs], dtype=torch.float64)
+    return mean_of(values, scored / scored.mean())
 
 
 def survey(

@@ -9,11 +9,13 @@ from trephine.domain.replacements import Claim, Dictionary, LayerScore, SplicedL
 from trephine.engine.admission.measurement import ALL, MEAN, PLAIN, ZERO, Measured
 from trephine.engine.admission.perturbation import Pair, over_depths
 from trephine.engine.admission.splice import LayerSource
-from trephine.engine.replacements.scores import Bootstrap, Ratio, mean_of
+from trephine.engine.replacements.scores import Bootstrap, Ratio
 
 _GIVEN = Dictionary.GIVEN.value
 _NAMED = 6
 """Claims that a caveat names one by one."""
+_ALIKE = 0.1
+"""L0 of a control may differ so far from the set's without a word."""
 
 
 class Verdicts:
@@ -63,6 +65,23 @@ class Verdicts:
                     f"figures: {', '.join(lost[:_NAMED])}{more}"
                 )
 
+    def sizes(self, controls: Sequence[Dictionary]) -> Iterator[str]:
+        """Say of which controls more, or fewer, features are active on the scored text than of the set."""
+        for control in controls:
+            apart = {layer: self._apart(layer, control) for layer in self._sites}
+            unlike = [layer for layer, by in apart.items() if abs(by) > _ALIKE]
+            if unlike:
+                worst = max(unlike, key=lambda layer: abs(apart[layer]))
+                yield (
+                    f"L0 of the {control.value} control is more than {_ALIKE:.0%} from the set's on the "
+                    f"scored text in {len(unlike)} of {len(apart)} layers, furthest in layer {worst} "
+                    f"({apart[worst]:+.0%}): the text that it was fitted on differs; elsewhere it is closer"
+                )
+
+    def _apart(self, layer: int, control: Dictionary) -> float:
+        given = self._measured.l0(_GIVEN, layer).value
+        return self._measured.l0(control.value, layer).value / given - 1 if given else 0.0
+
     def _bootstrap(self, ratio: Ratio) -> Bootstrap:
         return Bootstrap(len(ratio.numerator), self._samples, self._seed)
 
@@ -91,7 +110,7 @@ class Verdicts:
         nats = "nats/token"
 
         def ce(run: str) -> Ratio:
-            return mean_of(measured.ce((run, ALL)))
+            return measured.ce((run, ALL))
 
         return SplicedScore(
             dictionary=kind,
@@ -101,7 +120,7 @@ class Verdicts:
             ce_zero_ablated=bootstrap.figure("ce_zero_ablated", ce(ZERO), nats),
             ce_score=bootstrap.figure("ce_score", measured.ce_score(name, ALL, MEAN)),
             ce_score_zero=bootstrap.figure("ce_score_zero", measured.ce_score(name, ALL, ZERO)),
-            kl=bootstrap.figure("kl", mean_of(measured.kl((name, ALL))), nats),
+            kl=bootstrap.figure("kl", measured.kl((name, ALL)), nats),
             kl_score=bootstrap.figure("kl_score", measured.kl_score(name, ALL, MEAN)),
             kl_score_zero=bootstrap.figure("kl_score_zero", measured.kl_score(name, ALL, ZERO)),
             top1_agreement=bootstrap.figure("top1_agreement", measured.top1((name, ALL))),

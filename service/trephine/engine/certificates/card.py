@@ -233,7 +233,8 @@ def _quantised(certificate: Certificate) -> str:
     if not certificate.quantised:
         return ""
     rows = "\n".join(
-        f"| {c.kind} | {c.edit_kl:.3g} | {c.kl:.3g} | {_share(c.recovery)} | {_share(c.recovery_firing)} "
+        f"| {c.kind} | {c.edit_kl:.3g} | {c.kl:.3g} | {_share(c.recovery, c.kl)} "
+        f"| {_share(c.recovery_firing, c.kl_firing)} "
         f"| {c.perplexity_ratio:.4f} | {c.quantisation_kl:.3g} |"
         for c in certificate.quantised
     )
@@ -241,6 +242,7 @@ def _quantised(certificate: Certificate) -> str:
 
 In `gguf/`, each reloaded alone by stock transformers and held against the parent quantised in the same way,
 in which the runtime intervenes; the last column is what quantising alone does to the parent. Nats per token.
+Firing tokens are those on which an edited feature of a set fires; without any, nothing is measured on them.
 
 | file | edit | left | recovery | on firing tokens | perplexity ratio | quantising |
 |---|---|---|---|---|---|---|
@@ -249,8 +251,11 @@ in which the runtime intervenes; the last column is what quantising alone does t
 """
 
 
-def _share(share: float | None) -> str:
-    return "nothing to recover" if share is None else f"{share:.4f}"
+def _share(share: float | None, left: float | None) -> str:
+    """Write a share; without one, whether nothing was measured, or what was measured did not move."""
+    if share is not None:
+        return f"{share:.4f}"
+    return "not measured" if left is None else "nothing to recover"
 
 
 def _edit_limits(plan: ExportPlan) -> str:

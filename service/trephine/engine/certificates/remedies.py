@@ -19,13 +19,14 @@ _AS_STORED = (
     "the folder does not do what was asked when it is run in the type of its files, which is narrower: "
     f"{_CLOSER.partition(';')[0]}; or start from a parent whose files are float32"
 )
+_MORE, _LESS = "make the edit stronger", "lower the edit's strength"
 _LOST = (
     "nothing of a planned change is left once it is rounded to the type of the files, as the plan's "
-    "predicted error says: make the edit stronger, or start from a parent whose files are float32. Of a "
+    f"predicted error says: {_MORE}, or start from a parent whose files are float32. Of a "
     "change that is not small, check the disk of the export root, export again, and report it"
 )
-_STRONGER = "make the edit stronger, of which rounding is a smaller share"
-_WEAKER = "lower the edit's strength, for what is rounded of a change grows with it"
+_STRONGER = f"{_MORE}, of which rounding is a smaller share"
+_WEAKER = f"{_LESS}, for what is rounded of a change grows with it"
 _ROUNDED = (
     "what is written exactly is rounded to the type of the files, and the plan's predicted error says how "
     f"much of the change that costs: start from a parent whose files are float32, or {_STRONGER}; and load "
@@ -41,7 +42,7 @@ _OTHER_THING = (
 )
 _GENTLER = (
     "the weights do more to ordinary text than the intervention does: "
-    f"{_MORE_TEXT}, edit fewer features at a time, or lower the edit's strength"
+    f"{_MORE_TEXT}, edit fewer features at a time, or {_LESS}"
 )
 REMEDIES: Mapping[str, str] = {
     "kl_intervened_exported_mean": _CLOSER,
@@ -73,7 +74,7 @@ REMEDIES: Mapping[str, str] = {
     "planned_tensors_unchanged": _LOST,
     "elements_off_plan": _OTHER_BYTES,
     "nonfinite_values": (
-        "weights or answers overflow: lower the edit's strength, or start from a parent in bfloat16 or "
+        f"weights or answers overflow: {_LESS}, or start from a parent in bfloat16 or "
         "float32 in place of float16"
     ),
     "load_differences": (
@@ -103,9 +104,24 @@ _NOTHING_ROUNDS = (
     "missed then, too"
 )
 _LOST_IN_FLOAT32 = (
-    "nothing of a planned change is left once it is rounded to float32: make the edit stronger. Of a change "
+    f"nothing of a planned change is left once it is rounded to float32: {_MORE}. Of a change "
     "that is not small, check the disk of the export root, export again, and report it"
 )
+_OF_STRENGTH: Mapping[str, str] = {
+    **{
+        part: rest
+        for strength in (_STRONGER, _WEAKER)
+        for part, rest in (
+            (f", or {strength}", ""),
+            (f": {strength}, and report", ": edit fewer things at a time to find which, and report"),
+        )
+    },
+    f", edit fewer features at a time, or {_LESS}": ", or edit fewer features at a time",
+    f"{_MORE}, or ": "",
+    f"{_LESS}, or ": "",
+    f"is rounded to float32: {_MORE}. Of": "is rounded to float32. Of",
+}
+"""What is said of strength in an advice, and what stands there where nothing is to be said of it."""
 _CLOSER_IN_FLOAT32 = _CLOSER.partition(";")[0]
 
 
@@ -121,8 +137,24 @@ def remedies(
         runtime: Type that the model is loaded in; empty: unknown.
     """
     advice = _advice(exact=exact, wide_files=files in _WIDE, wide_runtime=runtime in _WIDE)
-    missed = (advice[kind_of(result.gate)] for result in results if not result.passed)
-    return tuple(dict.fromkeys(missed))
+    missed = dict.fromkeys(advice[kind_of(result.gate)] for result in results if not result.passed)
+    return tuple(dict.fromkeys(_agreeing(tuple(missed))))
+
+
+def _agreeing(told: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave strength out where one advice is to make the edit stronger and another to make it weaker.
+
+    What is missed by the share that is left as well as by the distance is missed at either strength.
+    """
+    both = any(_MORE in one for one in told) and any(_LESS in one for one in told)
+    return tuple(_whatever_strength(one) for one in told) if both else told
+
+
+def _whatever_strength(told: str) -> str:
+    """Leave out the part of an advice that is of the edit's strength, and say what is left of it."""
+    for part, rest in _OF_STRENGTH.items():
+        told = told.replace(part, rest)
+    return told
 
 
 def _advice(*, exact: bool, wide_files: bool, wide_runtime: bool) -> Mapping[str, str]:

@@ -34,6 +34,12 @@ _ERROR = {
     ErrorTerm.DROP: "are replaced by the ablation's own baseline, as nodes are",
 }
 
+COVERAGE = {2: 0.52, 3: 0.78, 4: 0.82, 5: 0.84, 6: 0.87, 7: 0.88, 8: 0.89, 9: 0.90, 10: 0.90, 11: 0.90}
+"""How often a 95 % interval of faithfulness holds the truth, by held-out contexts: few hardly vary.
+
+From 5,000 simulated sets of Gaussian contexts each; 0.92 of 12, 0.93 of 24, 0.94 of 50.
+"""
+
 
 def certificate(rule: Subsampling, contexts: int, shared: str, *, grouped: bool, could_fail: bool) -> str:
     """Say what stability means here, and what it does not.
@@ -120,6 +126,7 @@ def caveats(
         *_of_selection(whole),
         *_of_controls(space, circuits),
         *_of_circuits(command, circuits, space.count),
+        *_of_few(circuits),
         *_of_clusters(command, clusters),
         *(
             ()
@@ -289,6 +296,17 @@ def _of_circuits(
         if not circuit.faithfulness:
             found.append(f"{circuit.label}: fewer than two held-out contexts, so that nothing was measured.")
     return found
+
+
+def _of_few(circuits: Sequence[ContextCircuit]) -> list[str]:
+    """Say of which circuits intervals are too short: resampling a few contexts hardly varies them."""
+    counts = {circuit.label: measured.examples for circuit in circuits for measured in circuit.faithfulness}
+    return [
+        f"{label}: measured on {few} held-out contexts. A 95 % interval of so few is too short: in "
+        f"simulations it held the truth in {COVERAGE[few]:.0%} of sets. Give 24 or more."
+        for label, few in counts.items()
+        if few in COVERAGE
+    ]
 
 
 def _short(command: DiscoverDatasetCircuit, kept: int, nodes: int) -> str:

@@ -1,17 +1,21 @@
-"""Figures of arms with percentile intervals. Arms of one set share their resamples: they are paired."""
+"""Figures of arms with their intervals. Arms of one set share their resamples: they are paired."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf, isnan
 
 import torch
 from torch import Tensor
 
 from trephine.domain.findings import Figure
+from trephine.engine.edit_evaluation.intervals import Ends, of_change, of_ratio, of_share
 from trephine.engine.edit_evaluation.reading import ItemReadings, Readings, TextReadings
 
-_LEVELS = (0.025, 0.975)
+ANY: Ends = (-inf, inf)
+_POSITIVE: Ends = (0.0, inf)
+_SHARE: Ends = (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +30,9 @@ class Resamples:
         generator = torch.Generator().manual_seed(seed)
         return cls(torch.randint(units, (resamples, units), generator=generator))
 
-    def mean(self, name: str, values: Tensor, unit: str) -> Figure:
+    def mean(self, name: str, values: Tensor, unit: str, within: Ends = ANY) -> Figure:
         """Estimate a mean of `(units,)`."""
-        return self._figure(name, values.mean(), values[self.draws].mean(-1), unit)
+        return self.ratio(name, values, torch.ones_like(values), unit, within=within)
 
     def ratio(
         self,
@@ -37,14 +41,35 @@ class Resamples:
         below: Tensor,
         unit: str,
         shown: Callable[[Tensor], Tensor] = torch.clone,
+        within: Ends = ANY,
     ) -> Figure:
-        """Estimate `shown(sum(above) / sum(below))` of `(units,)`, resampled together."""
-        point = shown(above.sum() / below.sum())
-        return self._figure(name, point, shown(above[self.draws].sum(-1) / below[self.draws].sum(-1)), unit)
+        """Estimate `shown(sum(above) / sum(below))` of `(units,)`, resampled together.
 
-    def _figure(self, name: str, value: Tensor, resampled: Tensor, unit: str) -> Figure:
-        low, high = resampled.quantile(torch.tensor(_LEVELS, dtype=resampled.dtype)).tolist()
-        return Figure(name=name, value=float(value), low=low, high=high, unit=unit)
+        Args:
+            name: Of the figure.
+            above: What is counted.
+            below: What it is counted in.
+            unit: Of the figure.
+            shown: Rises with what it is given.
+            within: What it can be: no end of the interval lies beyond.
+        """
+        value, ends = of_ratio(above, below, self.draws)
+        value, low, high = shown(torch.tensor([value, *ends], dtype=torch.float64)).tolist()
+        if not isnan(low + high):  # what is no number stays none: an overflow is to be seen
+            low, high = min(value, max(low, within[0])), max(value, min(high, within[1]))
+        return _figure(name, value, (low, high), unit)
+
+    def share(self, name: str, seen: Tensor) -> Figure:
+        """Estimate the share of ones among zeros and ones, `(units,)`."""
+        return _figure(name, *of_share(seen, self.draws), "")
+
+    def change(self, name: str, seen: Tensor) -> Figure:
+        """Estimate by how much such a share changes, of the change of each."""
+        return _figure(name, *of_change(seen, self.draws), "")
+
+
+def _figure(name: str, value: float, ends: Ends, unit: str) -> Figure:
+    return Figure(name=name, value=value, low=ends[0], high=ends[1], unit=unit)
 
 
 def arm_figures(readings: Readings, arm: int, resamples: Resamples) -> tuple[Figure, ...]:
@@ -85,9 +110,9 @@ def damages(readings: Readings) -> dict[str, Tensor]:
 def _text_figures(readings: TextReadings, arm: int, resamples: Resamples) -> tuple[Figure, ...]:
     rise = readings.nll[arm] - readings.plain_nll
     return (
-        resamples.ratio("kl", readings.kl[arm], readings.positions, "nats/token"),
+        resamples.ratio("kl", readings.kl[arm], readings.positions, "nats/token", within=_POSITIVE),
         resamples.ratio("perplexity_ratio", rise, readings.predicted, "", torch.exp),
-        resamples.ratio("top1_agreement", readings.agreed[arm], readings.positions, ""),
+        resamples.ratio("top1_agreement", readings.agreed[arm], readings.positions, "", within=_SHARE),
     )
 
 
@@ -96,8 +121,8 @@ def _item_figures(readings: ItemReadings, arm: int, resamples: Resamples) -> tup
     return (
         resamples.mean("log_odds_change", odds - readings.plain_log_odds, "nats"),
         resamples.mean("log_odds", odds, "nats"),
-        resamples.mean("accuracy_change", correct - readings.plain_correct, ""),
-        resamples.mean("accuracy", correct, ""),
-        resamples.mean("kl", readings.kl[arm], "nats"),
-        resamples.mean("top1_agreement", readings.agreed[arm], ""),
+        resamples.change("accuracy_change", correct - readings.plain_correct),
+        resamples.share("accuracy", correct),
+        resamples.mean("kl", readings.kl[arm], "nats", _POSITIVE),
+        resamples.share("top1_agreement", readings.agreed[arm]),
     )

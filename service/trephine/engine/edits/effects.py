@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
+from statistics import median
 
 from torch import Tensor
 
@@ -15,13 +17,20 @@ from trephine.domain.ablation import (
     MeasureAblation,
 )
 from trephine.domain.commands import Progress
-from trephine.domain.control_counts import acting
+from trephine.domain.control_counts import acting, reached
 from trephine.domain.errors import TrephineError, UnsupportedInterventionError
 from trephine.domain.interventions import FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef
 from trephine.engine.attribution.readouts import LogitReadout, logit_readout
-from trephine.engine.edits.controls import ControlDraws, draw_controls, is_decided, norms_of, place_of
-from trephine.engine.edits.written import written_on_prompt
+from trephine.engine.edits.controls import (
+    FEWEST_CANDIDATES,
+    ControlDraws,
+    draw_controls,
+    is_decided,
+    norms_of,
+    place_of,
+)
+from trephine.engine.edits.written import WHATEVER_IS_THERE, written_on_prompt
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.contexts import beginning_caveats, sets_of
@@ -36,6 +45,11 @@ BATCH_TOKENS = 256
 """Tokens of one forward pass."""
 _SILENT = 0.1
 """More control sets than this share that change nothing are told."""
+_FAR = 0.85
+"""Stand-ins that would write less than this share of what the features write are told: they are moved further
+than the features are."""
+_ALIKE = 30
+"""Candidates of a feature, below which sets of several features are told to be combinations of few."""
 _CLEAN_BYTES = 1 << 28
 """A prompt's residual streams are kept up to this size."""
 
@@ -140,24 +154,71 @@ def measure_ablation(
         weight_hash=hosted.info.weight_hash,
         caveats=(
             *beginning_caveats(hosted, sets_of(command.interventions), measured.ids),
+            *_overflow_caveats(effects, controls),
             *_control_caveats(command.controls, controls),
         ),
     )
+
+
+def _overflow_caveats(effects: Sequence[Effect], found: ControlResult | None) -> Iterator[str]:
+    """Say that a change is no number: what was not measured is no effect."""
+    for effect in effects:
+        if not isfinite(effect.change):
+            yield (
+                f"The change of {effect.name} is no finite number ({effect.change:g}): the intervention "
+                "overflows the model, so nothing was measured, and no p-value speaks for it; write less."
+            )
+    overflown = sum(not isfinite(change) for change in found.changes) if found else 0
+    if found and overflown:
+        yield (
+            f"{overflown} of {len(found.changes)} control sets overflow the model: they count as changing "
+            "the target as much."
+        )
 
 
 def _control_caveats(asked: MatchedControls | None, found: ControlResult | None) -> Iterator[str]:
     """Say what a p-value cannot show."""
     if asked is None or found is None:
         return
+    if found.unmatched and not found.matched:
+        yield (
+            f"No feature has {FEWEST_CANDIDATES} candidates within a factor of {asked.norm_factor:g}, or of "
+            "its double: there are no controls, and p is 1."
+        )
     sets = len(found.changes)
     if found.matched and sets < asked.sets:
+        widest = max(one.factor for one in found.found)
         yield (
-            f"Only {sets} of {asked.sets} control sets exist within a factor of {asked.norm_factor:g}: p "
+            f"Only {sets} of {asked.sets} control sets exist within a factor of {widest:g}: p "
             f"cannot be below {1 / (sets + 1):.2g}."
         )
+    yield from _match_caveats(asked, found)
     silent = sets - len(acting("logits", found.changes))
     if silent > _SILENT * sets:
         yield f"{silent} of {sets} control sets change nothing here: beside them any change looks special."
+
+
+def _match_caveats(asked: MatchedControls, found: ControlResult) -> Iterator[str]:
+    """Say how far the stand-ins are from the features, and how few they are."""
+    wide = [one for one in found.found if one.factor > asked.norm_factor]
+    if wide:
+        yield (
+            f"{len(wide)} of {found.matched} features are matched within a factor of up to "
+            f"{max(one.factor for one in wide):g}: within {asked.norm_factor:g} there are fewer than "
+            f"{FEWEST_CANDIDATES} candidates."
+        )
+    shares = [one.written for one in found.found if one.written is not None]
+    if shares and median(shares) < _FAR:
+        yield (
+            f"Moved as the features are, their stand-ins would write {median(shares):.2f} of what they write "
+            "(median): strong features have few equals. Each is moved by so much more that it writes as much."
+        )
+    fewest = min((one.candidates for one in found.found), default=0)
+    if found.matched > 1 and fewest < _ALIKE:
+        yield (
+            f"The control sets combine as few as {fewest} candidates of a feature: they are more alike than "
+            "different features would be, and p may be a little too small."
+        )
 
 
 def measure_effects(measured: Measured, named: Sequence[tuple[str, Interventions]]) -> list[Effect]:
@@ -183,32 +244,53 @@ def restricted(interventions: Interventions, features: Sequence[FeatureRef]) -> 
 
 
 def stand_in(
-    interventions: Interventions, features: Sequence[FeatureRef], others: Sequence[FeatureRef]
+    interventions: Interventions,
+    features: Sequence[FeatureRef],
+    others: Sequence[FeatureRef],
+    strengths: Sequence[float],
 ) -> Interventions:
-    """Do the same to other features: `others[k]` in the place of `features[k]`; the rest is dropped."""
-    place = dict(zip(features, others, strict=True))
+    """Do the same to other features: `others[k]` in the place of `features[k]`; the rest is dropped.
+
+    What follows an activation goes `strengths[k]` times as far, so that it writes as much.
+    """
+    place = dict(zip(features, zip(others, strengths, strict=True), strict=True))
     return tuple(
-        replace(i, target=FeatureTarget(feature=place[feature]))
+        _instead(i, *place[feature])
         for i in interventions
-        if (feature := _feature(i)) in place
+        if (feature := _feature(i)) is not None and feature in place
     )
 
 
+def _instead(intervention: Intervention, other: FeatureRef, strength: float) -> Intervention:
+    mode = intervention.mode
+    if not isinstance(intervention.operation, WHATEVER_IS_THERE):
+        mode = replace(mode, strength=mode.strength * strength)
+    return replace(intervention, target=FeatureTarget(feature=other), mode=mode)
+
+
 def p_value(effect: float, changes: Sequence[float]) -> float:
-    """Return (1 + #{|control| >= |effect|}) / (sets + 1) (Davison and Hinkley 1997)."""
-    return (1 + sum(abs(change) >= abs(effect) for change in changes)) / (len(changes) + 1)
+    """Return (1 + #{|control| >= |effect|}) / (sets + 1) (Davison and Hinkley 1997).
+
+    A control that is no number counts as one that does as much; beside an effect that is no finite number all
+    do, since what overflows was not measured.
+    """
+    count = reached("logits", effect, changes) if isfinite(effect) else len(changes)
+    return (1 + count) / (len(changes) + 1)
 
 
 def _control_result(
     measured: Measured, command: MeasureAblation, draws: ControlDraws, compared: Effect
 ) -> Generator[None, None, ControlResult]:
-    plans = [stand_in(command.interventions, draws.matched, others) for others in draws.sets]
+    plans = [
+        stand_in(command.interventions, draws.matched, others, strengths)
+        for others, strengths in zip(draws.sets, draws.strengths, strict=True)
+    ]
     values = yield from measured.values(plans)
     changes = tuple(value - compared.baseline for value in values)
     return ControlResult(
         changes=changes,
         p_value=p_value(compared.change, changes),
-        matched=len(draws.matched),
+        found=draws.found,
         unmatched=draws.unmatched,
     )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
-from trephine.domain.edits import CurvePoint, EditProposal, ProposeEdit, RankedFeature
+from trephine.domain.edits import MAX_PROPOSED, CurvePoint, EditProposal, ProposeEdit, RankedFeature
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Selector
 from trephine.domain.sites import FeatureRef
@@ -30,8 +30,6 @@ from trephine.engine.runs.resumption import clean_run
 from trephine.engine.runs.retain import RetainText, retain_kl, retain_text, window_logits
 from trephine.engine.runs.rows import RowInput, run_rows
 
-_CANDIDATES = 48
-"""Neurons whose effect and damage are measured one by one."""
 _SHARE_ALONE = 0.25
 """Share of the allowed damage that one neuron alone may cost."""
 _PROBE_ROWS = 8
@@ -68,7 +66,7 @@ def propose_edit(session: Session, command: ProposeEdit) -> Generator[Progress |
     yield Progress(stage="effects", done=0, total=hosted.info.n_layers)
     totals = yield from sweep_totals(operators, measured.readout)
     del operators
-    pool = candidates(totals.neurons, min(command.max_features, _CANDIDATES))
+    pool = candidates(totals.neurons, command.max_features)
     pool = yield from _harmless_alone(hosted, retain, pool, command.max_retain_kl * _SHARE_ALONE)
     ranking = rank(pool, (yield from _effects_after_first(measured, pool)), norms)
     drops = yield from _measure_drops(measured, ranking)
@@ -176,8 +174,11 @@ def _check(command: ProposeEdit) -> None:
         raise InvalidRequestError("min_drop must be in (0, 1]: a share of the baseline", field="min_drop")
     if not command.max_retain_kl > 0:
         raise InvalidRequestError("max_retain_kl must be above 0 nats", field="max_retain_kl")
-    if command.max_features < 1:
-        raise InvalidRequestError("max_features must be at least 1", field="max_features")
+    if not 1 <= command.max_features <= MAX_PROPOSED:
+        raise InvalidRequestError(
+            f"max_features must be 1 to {MAX_PROPOSED}: each is measured by itself, and every prefix of them",
+            field="max_features",
+        )
 
 
 def _measure_drops(

@@ -31,7 +31,7 @@ from trephine.engine.runs.plans import donor_text
 from trephine.engine.runs.refusals import feature_site
 from trephine.engine.runs.rows import RowInput, run_rows
 
-_WHATEVER_IS_THERE = (Add, AddNormScaled, ProjectOut)
+WHATEVER_IS_THERE = (Add, AddNormScaled, ProjectOut)
 """What these write depends on no activation of the feature's own."""
 _POSITIONS_AT_ONCE = 64
 
@@ -54,10 +54,10 @@ def written_on_prompt(
         interventions: Checked before: donors are long enough.
 
     Returns:
-        Change of the activation x decoder norm, float32 `(d_sae,)`, by intervened feature.
+        Change of the activation x decoder norm, float64 `(d_sae,)`, by intervened feature.
     """
     own = [(i, i.target.feature) for i in interventions if isinstance(i.target, FeatureTarget)]
-    own = [(i, feature) for i, feature in own if not isinstance(i.operation, _WHATEVER_IS_THERE)]
+    own = [(i, feature) for i, feature in own if not isinstance(i.operation, WHATEVER_IS_THERE)]
     if not own:
         return {}
     known = [feature for _, feature in own] + [i.condition.feature for i, _ in own if i.condition is not None]
@@ -77,9 +77,7 @@ def written_on_prompt(
             alike[key] = _squares(hosted, feature, one, clean, donor, reached), len(reached)
         parts.setdefault(feature, []).append(alike[key])
     norms = {place: _decoder_norms(hosted, *place) for place in {place_of(feature) for feature in parts}}
-    return {
-        feature: (_root_mean(found) * norms[place_of(feature)]).float() for feature, found in parts.items()
-    }
+    return {feature: _root_mean(found) * norms[place_of(feature)] for feature, found in parts.items()}
 
 
 def _root_mean(parts: Sequence[tuple[Tensor, int]]) -> Tensor:

@@ -211,6 +211,8 @@ def _copy(build: Build) -> Generator[Progress | None, None, manifest.ParentRecor
             continue
         yield Progress(stage="copy", done=done, total=len(copied), detail=name)
         yield from copy_file(source / path, build.folder / name)
+    # Behind the copying: that copies are what lies in the parent's folder is the certifier's to say.
+    yield from parents.require_as_loaded(build.hosted, build.entries)
     files = yield from manifest.describe_files(source)
     yield from _check_parent(build)
     return manifest.ParentRecord(files=tuple(files), left_out=left_out, tensors=build.before)

@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 
 from trephine.domain.edits import Edit, EditSet
 from trephine.domain.exports import Certificate, ExportedFile, ExportPlan
-from trephine.engine.exports.parent_files import contents_of
 from trephine.engine.exports.signing import SUMS_NAME
+from trephine.engine.models.folder_contents import contents_of
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.shards import TensorEntry
 from trephine.engine.weights.tensors import ROUNDING_SEED

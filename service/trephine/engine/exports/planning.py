@@ -24,6 +24,7 @@ from trephine.engine.certificates.part_floors import part_floors
 from trephine.engine.certificates.rounding_floor import WideFloor, exact_floors, is_compared_wide
 from trephine.engine.edits.edit_sets import require_same_sets
 from trephine.engine.exports.adapter import adapter_bytes
+from trephine.engine.exports.parents import require_as_loaded
 from trephine.engine.exports.reshaping import grown_bytes
 from trephine.engine.exports.servers import supporting_servers
 from trephine.engine.models.hosted import HostedModel
@@ -58,7 +59,8 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
     measured for the first plan, passes over a whole text, is not measured anew for the same edit and options.
 
     Raises:
-        ParentChangedError: If the edit was made for other weights, or for another set of that name.
+        ParentChangedError: If the edit was made for other weights, or for another set of that name, or a
+            file beside the weights is not what was loaded.
         ReplacementNotFoundError: If a set is not loaded.
         EditNotExpressibleError: If an intervention cannot be written into weights; the field is named.
         UnsupportedOptionError: If the model carries an adapter, so that its files are not its weights, or
@@ -70,6 +72,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
     require_parent(hosted, command.edit)
     entries = read_entries(hosted.folder)
     yield None
+    yield from require_as_loaded(hosted, entries)
     if command.options.gguf:
         require_convertible(hosted)
     texts = export_texts(hosted, command.options.text)

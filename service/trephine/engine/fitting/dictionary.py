@@ -93,7 +93,8 @@ class Dictionary(nn.Module):
 
     def norms(self) -> Tensor:
         """Return decoder norms `(d_sae,)` over all outputs, never 0."""
-        return self.W_dec.square().sum((0, 2)).sqrt().clamp_min(1e-8)
+        # Bounded inside: the root's own gradient at 0 is infinite, and times 0 it is no number.
+        return self.W_dec.square().sum((0, 2)).clamp_min(1e-16).sqrt()
 
     def pre(self, x: Tensor) -> Tensor:
         """Return pre-activations `(..., d_sae)` of the model's own activations `(..., d_in)`."""

@@ -3,7 +3,8 @@
 A neuron becomes a feature: its encoder is a row of the gate projection (plain MLPs: of the input
 projection), its decoder the column of the down projection times the slope c of a least-squares fit of the
 neuron's activation on relu of that pre-activation. Where more features are wanted, the input projection's
-rows serve as encoders too, with either sign. The candidates that explain most are taken.
+rows serve as encoders too, with either sign. The candidates that explain most are taken; one that explains
+nothing is none, since a decoder of zeros has neither a direction nor a gradient.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from trephine.engine.models.sites import site_width
 
 TRANSCODERS = (LayerKind.TRANSCODER, LayerKind.SKIP_TRANSCODER)
 _DECODER_NORM = 0.1
+_NOTHING = 1e-12
+"""Mean square, over the sample, below which a candidate's output is rounding, in units of training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +127,11 @@ def _random(
 
 @torch.no_grad()
 def _from_neurons(hosted: HostedModel, place: Place, x: Tensor, weights: dict[str, Tensor]) -> None:
-    """Overwrite the first features with the neurons that explain most of the MLP's output."""
+    """Overwrite the first features with the neurons that explain most of the MLP's output.
+
+    Features that no neuron is left for keep their random start: those that never fire in the sample explain
+    nothing.
+    """
     mlp = hosted.architecture.blocks[place.layer].mlp
     hidden = _linear(x, mlp.W_in, mlp.b_in)
     candidates = [(mlp.W_in, mlp.b_in, 1.0)]
@@ -143,7 +150,8 @@ def _from_neurons(hosted: HostedModel, place: Place, x: Tensor, weights: dict[st
         bias.append(torch.zeros_like(slope) if offset is None else sign * offset.float())
         decoder.append(slope[:, None] * down)
         useful.append(slope.square() * power * down.square().sum(-1))
-    best = torch.cat(useful).topk(min(weights["W_enc"].shape[1], sum(map(len, useful)))).indices
+    found = torch.cat(useful).topk(min(weights["W_enc"].shape[1], sum(map(len, useful))))
+    best = found.indices[found.values > _NOTHING * place.scales_out[0] ** 2]
     count = len(best)
     weights["W_enc"][:, :count] = torch.cat(encoder)[best].T * place.scale_in
     weights["b_enc"][:count] = torch.cat(bias)[best]

@@ -87,7 +87,7 @@ class FromDonor:
             raise PositionOutOfRangeError(
                 f"the donor has {self.donor.shape[0]} tokens, position {positions[-1]} is to be replaced; "
                 "use a longer donor or restrict selector.positions",
-                field="operation.donor",
+                field="operation.resample_donor",
                 position=positions[-1],
                 n_positions=self.donor.shape[0],
             )

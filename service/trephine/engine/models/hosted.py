@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,8 +17,10 @@ from trephine.domain.models import DType, ModelInfo
 from trephine.domain.tokens import Token
 from trephine.engine.models.architecture import Architecture, describe_architecture
 from trephine.engine.models.attention import IMPLEMENTATION, register_attention
+from trephine.engine.models.beside_weights import digests_beside
 from trephine.engine.models.fingerprint import hash_now
 from trephine.engine.models.narrow_products import widen_products
+from trephine.engine.models.quanta import finish
 from trephine.engine.models.spelling import Spelling
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class HostedModel:
     folder: Path
     """Where it was loaded from; never leaves the server."""
     spelling: Spelling
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of the folder's files that surely hold no weights, by path, as they were when it was loaded."""
     replacements: dict[str, ReplacementSet] = field(default_factory=dict)
     """Loaded replacement sets by name; the model's own neurons are not among them."""
 
@@ -147,6 +151,7 @@ def host(
     folder: Path,
     weight_hash: str | None = None,
     parent_hash: str | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> HostedModel:
     """Make a loaded transformers model a hosted one: our attention, evaluation mode, no gradients.
 
@@ -157,6 +162,7 @@ def host(
         folder: Where it came from.
         weight_hash: The hash of its weights; computed here, in one go, if None.
         parent_hash: The hash before an adapter was merged; the weight hash if None.
+        beside: Digests of the files beside the weights, from before they were read; taken here if None.
 
     Raises:
         UnsupportedArchitectureError: If the architecture is not verified.
@@ -173,6 +179,7 @@ def host(
         info=_describe(model, tokenizer, architecture, name, digest, parent_hash or digest),
         folder=folder,
         spelling=Spelling(tokenizer),
+        beside=finish(digests_beside(folder)) if beside is None else beside,
     )
 
 

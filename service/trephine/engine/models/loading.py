@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from trephine.domain.commands import Progress
 from trephine.domain.errors import AlreadyExistsError, BrokenCheckpointError, InvalidRequestError
 from trephine.domain.models import DescribeCapabilities, LoadModel, ModelInfo, ModelSource
+from trephine.engine.models.beside_weights import digests_beside
 from trephine.engine.models.capabilities import describe_capabilities
 from trephine.engine.models.checkpoint import check_adapter, check_checkpoint
 from trephine.engine.models.fingerprint import weight_hash
@@ -53,6 +54,8 @@ def load_hosted(source: ModelSource) -> Generator[Progress | None, None, HostedM
     files = check_checkpoint(folder)
     if source.adapter is not None:
         check_adapter(Path(source.adapter))
+    # Before anything is read: a file that changes meanwhile is then not the one that was loaded.
+    beside = yield from digests_beside(folder)
     size = sum(path.stat().st_size for path in files)
     yield Progress(stage="read", done=0, total=len(files), detail=f"{size / 1e6:.0f} MB")
     with _quiet():
@@ -66,7 +69,15 @@ def load_hosted(source: ModelSource) -> Generator[Progress | None, None, HostedM
         with _quiet():
             model = _merged(model, source.adapter)
         digest = yield from _hashed(model)
-    return host(model, tokenizer, name=source.name, folder=folder, weight_hash=digest, parent_hash=parent)
+    return host(
+        model,
+        tokenizer,
+        name=source.name,
+        folder=folder,
+        weight_hash=digest,
+        parent_hash=parent,
+        beside=beside,
+    )
 
 
 def _hashed(model: Any) -> Generator[Progress | None, None, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -25,6 +25,10 @@ class NormalisationRule(StrEnum):
 
 UNNAMED_FACTOR = "expected_average_only_in, factor not named"
 """How a layer of that rule is described whose file does not give the factor: it is read as 1."""
+WITHOUT_MEAN = "without the mean over dimensions"
+"""How a layer is described further that was trained in a model with centred weights."""
+UNNAMED_CENTRING = "centring not named"
+"""How one is described whose file is older than the setting: it is read as not centred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +52,19 @@ class Normalisation:
     """True for SAEs, which write what they read; transcoders write something else."""
     factor: float = 1.0
     """Of `expected_average_only_in`: inputs are multiplied by it."""
+    without_mean: bool = False
+    """The mean over dimensions is taken out before the rule, and put back where the rule is undone."""
 
     def __call__(self, x: Tensor) -> Normalised:
         """Normalise activations `(..., d_in)`, float32 or wider."""
+        if not self.without_mean:
+            return self._by_rule(x)
+        mean = x.mean(dim=-1, keepdim=True)
+        read = self._by_rule(x - mean)
+        put_back = read.centre_out + mean if self.undone else read.centre_out
+        return replace(read, centre=read.centre + mean, centre_out=put_back)
+
+    def _by_rule(self, x: Tensor) -> Normalised:
         if self.rule is NormalisationRule.LAYER_NORM:
             return self._layer_norm(x)
         if self.rule is NormalisationRule.CONSTANT_NORM:
@@ -66,7 +80,7 @@ class Normalisation:
 
         Reading what has lost its mean is reading with a direction that has: the mean follows the input.
         """
-        if self.rule is not NormalisationRule.LAYER_NORM:
+        if self.rule is not NormalisationRule.LAYER_NORM and not self.without_mean:
             return directions
         return directions - directions.mean(dim=-1, keepdim=True)
 

@@ -10,8 +10,11 @@ figure means little beside none of them. All three are fitted in closed form, on
   factors; ridge regression from the inputs to these codes is the encoder; factors as for the random one.
 
 A feature fires on the L0 / d_sae share of the fit tokens where its pre-activation is largest (frozen decoder:
-where pursuit used it as often). Ridge strengths are chosen on the last fifth of the tokens. Layers with a
-skip path get one, by ridge regression, and their features explain the rest.
+where pursuit used it as often). An encoder that was fitted reads the text it was fitted on with larger
+pre-activations than any other, so that a threshold from there would let a quarter too few features fire
+elsewhere: thresholds, and the factors behind them, are taken from pre-activations of encoders that were each
+fitted without the fifth of the tokens that it reads. Ridge strengths are chosen on the last fifth of the
+tokens. Layers with a skip path get one, by ridge regression, and their features explain the rest.
 """
 
 from __future__ import annotations
@@ -131,12 +134,23 @@ def _task(info: ReplacementLayerInfo, x: Tensor, y: Tensor, l0: float) -> _Task:
 def _frozen_decoder(info: ReplacementLayerInfo, task: _Task, decoder: Tensor) -> DictionaryLayer:
     codes = pursue(task.y, decoder, task.k)
     bias = codes.mean(0)
-    encoder = _Regression(task.x, codes - bias, task.train).ridge()
-    pre = task.x @ encoder + bias
+    fitted = _Regression(task.x, codes - bias, task.train)
+    encoder = fitted.ridge()
+    pre = _unseen(task.x, codes - bias, fitted.strength) + bias
     threshold = _threshold(pre, (codes > 0).sum(0).clamp(1, len(pre) - 1).cpu())
     regression = _Regression(pre.where(pre > threshold, 0.0), task.y, task.train)
     scaled = decoder * regression.scales(decoder)[:, None]
     return _layer(info, task, encoder, threshold, regression.mean, scaled, bias=bias)
+
+
+def _unseen(x: Tensor, y: Tensor, strength: float) -> Tensor:
+    """Predict every fifth of `y (n, m)` from `x (n, p)` by a ridge regression on the other four."""
+    found = torch.empty_like(y)
+    for fold in torch.arange(len(x), device=x.device).chunk(round(1 / _VALIDATION)):
+        first, behind = int(fold[0]), int(fold[-1]) + 1
+        others = torch.cat([x[:first], x[behind:]]), torch.cat([y[:first], y[behind:]])
+        found[first:behind] = x[first:behind] @ _Regression(*others, len(others[0])).solved(strength)
+    return found
 
 
 def pursue(y: Tensor, decoder: Tensor, k: int) -> Tensor:
@@ -184,6 +198,8 @@ class _Regression:
         self._fit, self._held = centred[:train], centred[train:]
         self._y, self._held_y = y[:train] - y_mean, y[train:]
         self._y_mean = y_mean
+        self.strength = _RIDGES[0]
+        """The one that did best in the last fit."""
 
     @cached_property
     def _gram(self) -> Tensor:
@@ -196,34 +212,41 @@ class _Regression:
         return self._fit.T @ self._y
 
     def ridge(self) -> Tensor:
-        """Return the matrix `(p, m)`; with fewer rows than features the n x n form is the smaller one."""
+        """Return the matrix `(p, m)` of the best strength."""
+        return self._best(self._ridges(_RIDGES), self._held_y - self._y_mean)
+
+    def solved(self, strength: float) -> Tensor:
+        """Return the matrix `(p, m)` of one strength."""
+        return next(self._ridges([strength]))
+
+    def _ridges(self, strengths: Sequence[float]) -> Iterator[Tensor]:
+        """Solve for every strength; with fewer rows than features the n x n form is the smaller one."""
         if len(self._fit) < self._fit.shape[1]:
             gram = self._fit @ self._fit.T
-            found = (self._fit.T @ solved for solved in _solutions(gram, self._y))
-            return self._best(found, self._held_y - self._y_mean)
-        return self._best(_solutions(self._gram, self._right), self._held_y - self._y_mean)
+            return (self._fit.T @ solved for solved in _solutions(gram, self._y, strengths))
+        return _solutions(self._gram, self._right, strengths)
 
     def scales(self, decoder: Tensor) -> Tensor:
         """Return one factor `(p,)` for each unit row of a decoder `(p, m)` that stays; `y` has mean 0."""
         gram = self._gram * (decoder @ decoder.T)
         right = (self._right * decoder).sum(1, keepdim=True)
-        found = self._best((decoder * solved for solved in _solutions(gram, right)), self._held_y)
+        found = self._best((decoder * solved for solved in _solutions(gram, right, _RIDGES)), self._held_y)
         return (found * decoder).sum(1)
 
     def _best(self, candidates: Iterable[Tensor], held_y: Tensor) -> Tensor:
         """Return the `(p, m)` that does best on `held_y`, the rows after `train`; zeros if none is finite."""
         best, least = torch.zeros_like(self._right), inf
-        for candidate in candidates:
+        for strength, candidate in zip(_RIDGES, candidates, strict=True):
             error = float((held_y - self._held @ candidate).square_().sum())
             if error < least:
-                best, least = candidate, error
+                best, least, self.strength = candidate, error, strength
         return best
 
 
-def _solutions(gram: Tensor, right: Tensor) -> Iterator[Tensor]:
-    """Solve `(gram + strength) w = right` for every strength that is tried."""
+def _solutions(gram: Tensor, right: Tensor, strengths: Sequence[float]) -> Iterator[Tensor]:
+    """Solve `(gram + strength) w = right` for every strength."""
     diagonal = gram.diagonal().clone()
-    for strength in _RIDGES:
+    for strength in strengths:
         ridge = gram.clone()
         ridge.diagonal().copy_(diagonal + strength * diagonal.mean() + 1e-12)
         yield torch.cholesky_solve(right, torch.linalg.cholesky(ridge))

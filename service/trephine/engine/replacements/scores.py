@@ -39,9 +39,9 @@ class Ratio:
         return float(self.numerator.sum()) / below
 
 
-def mean_of(values: Tensor) -> Ratio:
-    """Return the mean over contexts as a ratio."""
-    return Ratio(numerator=values, denominator=torch.ones_like(values))
+def mean_of(values: Tensor, weights: Tensor) -> Ratio:
+    """Return the mean of contexts' means as a ratio: a context weighs as the positions that it has."""
+    return Ratio(numerator=values * weights, denominator=weights)
 
 
 def mean_value(ratios: Sequence[Ratio]) -> float:
@@ -98,6 +98,8 @@ class RunScore:
     """KL(plain || this), nats per token."""
     top1: float
     """Share of positions with the plain run's first choice."""
+    positions: int
+    """Scored positions, which the context weighs by."""
 
 
 class PlainRun:
@@ -127,7 +129,7 @@ class PlainRun:
         q = logits[self._scored]
         parts = [self._score(q[rows], rows) for rows in self._slices]
         ce, kl, same = (float(torch.cat(part).double().mean()) for part in zip(*parts, strict=True))
-        return RunScore(ce=ce, kl=kl, top1=same)
+        return RunScore(ce=ce, kl=kl, top1=same, positions=len(q))
 
     def _score(self, q: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return cross-entropy, KL and agreement, `(positions,)` each."""

@@ -24,6 +24,7 @@ from trephine.engine.models.spelling import Transcript
 from trephine.engine.replacements.contexts import beginning_caveats, sets_of
 from trephine.engine.runs.batches import batches, check_row_count
 from trephine.engine.runs.forward import Batch, Pass, forward, left_padded
+from trephine.engine.runs.overflow import marked_last, reads, require_an_answer, told
 from trephine.engine.runs.plans import RowPlan
 from trephine.engine.runs.prefixes import Prefix, continue_prefix, read_prefix, shared_tokens
 from trephine.engine.runs.refusals import is_of_set
@@ -40,6 +41,7 @@ def generate(session: Session, command: Generate) -> Generator[TokenEvent | None
     Raises:
         PromptTooLongError: If a prompt and its new tokens exceed the context.
         NothingMatchedError: If an intervention wrote nothing in its row.
+        NonFiniteValueError: If every row overflows; where some do not, those that do end and say so.
         TrephineError: If a prompt is empty or an intervention is refused.
     """
     hosted = session.require_model().pinned()
@@ -52,8 +54,12 @@ def generate(session: Session, command: Generate) -> Generator[TokenEvent | None
     lengths = [len(row.ids) - shared for row in rows]
     for part in batches(lengths, max_tokens=BATCH_TOKENS, max_rows=BATCH_ROWS):
         completions += yield from _generate_batch(hosted, command, rows, part, prefix)
+    require_an_answer(["".join(row.caveats) for row in completions])
     return Generation(
-        completions=tuple(replace(row, caveats=said) for row, said in zip(completions, caveats, strict=True)),
+        completions=tuple(
+            replace(row, caveats=(*said, *row.caveats))
+            for row, said in zip(completions, caveats, strict=True)
+        ),
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
     )
@@ -72,9 +78,13 @@ class _Writer:
     new_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
-    def take(self, hosted: HostedModel, logits: Tensor) -> TokenEvent:
-        """Choose the next token out of `(d_vocab,)` logits."""
-        token, log_probability = self.sampler.choose(logits)
+    def take(self, hosted: HostedModel, logits: Tensor) -> TokenEvent | None:
+        """Choose the next token out of `(d_vocab,)` logits; None ends the row, for they overflow."""
+        chosen = self.sampler.choose(logits)
+        if chosen is None:
+            self.finish_reason = "overflow"
+            return None
+        token, log_probability = chosen
         self.new_ids.append(token)
         if token in hosted.info.eos_token_ids:
             self.finish_reason = "stop"
@@ -89,13 +99,15 @@ class _Writer:
             log_probability=log_probability,
         )
 
-    def completion(self) -> Completion:
+    def completion(self, hosted: HostedModel) -> Completion:
         """Return the finished row."""
+        where = f"after {len(self.new_ids)} new tokens" if self.new_ids else "on its prompt"
         return Completion(
             text=self.transcript.text,
             token_ids=tuple(self.new_ids),
             finish_reason=self.finish_reason or "length",
             applied=self.plan.applied(),
+            caveats=(told(hosted, self.row, self.input, where),) if self.finish_reason == "overflow" else (),
             n_prompt_tokens=len(self.input.ids),
         )
 
@@ -134,9 +146,9 @@ def _check_generated(intervention: Intervention) -> None:
         )
     if isinstance(intervention.operation, Resample):
         raise UnsupportedInterventionError(
-            "operation.donor: a donor has no position for tokens still to be generated; "
+            "operation.resample_donor: a donor has no position for tokens still to be generated; "
             "restrict selector.phases to `prompt`",
-            field="operation.donor",
+            field="operation.resample_donor",
         )
 
 
@@ -161,14 +173,19 @@ def _generate_batch(
     writing = everyone
     while writing:
         for writer, row_logits in zip(writing, logits, strict=True):
-            yield writer.take(hosted, row_logits)
+            event = writer.take(hosted, row_logits)
+            if event is not None:
+                yield event
         going = [i for i, writer in enumerate(writing) if writer.finish_reason is None]
         writing, mask = _leave(writing, cache, mask, going)
         if writing:
             mask = torch.cat([mask, mask.new_ones(len(writing), 1)], dim=1)
             logits = _decode_step(hosted, writing, cache, mask)
-    require_matches(plans, inputs, numbers=part)
-    return [writer.completion() for writer in everyone]
+    whole = [
+        writer for writer in everyone if writer.finish_reason != "overflow"
+    ]  # others had no time to match
+    require_matches([w.plan for w in whole], [w.input for w in whole], numbers=[w.row for w in whole])
+    return [writer.completion(hosted) for writer in everyone]
 
 
 def _prompt_pass(
@@ -182,14 +199,16 @@ def _prompt_pass(
     tape = frozen_patterns(hosted, batch, [writer.input.interventions for writer in writers])
     cache = DynamicCache(config=hosted.model.config)
     plans = [writer.plan for writer in writers]
-    logits = forward(hosted, batch, Pass(plans=plans, tape=tape, cache=cache, keep_last=1))
+    watched = reads(hosted, [writer.input for writer in writers])
+    request = Pass(plans=plans, reads=watched, tape=tape, cache=cache, keep_last=1)
+    logits = marked_last(forward(hosted, batch, request)[:, -1], request.values, batch.spans)
     prompt_only = [
         {i for i in w.input.own if Phase.GENERATION not in w.input.interventions[i].selector.phases}
         for w in writers
     ]
     inputs, numbers = [w.input for w in writers], [w.row for w in writers]
     require_matches(plans, inputs, only=prompt_only, numbers=numbers)
-    return cache, batch.attention_mask, logits[:, -1]
+    return cache, batch.attention_mask, logits
 
 
 def _leave(
@@ -223,7 +242,8 @@ def _decode_step(hosted: HostedModel, writing: Sequence[_Writer], cache: Any, ma
         spans=spans,
     )
     plans = [writer.plan for writer in writing]
-    return forward(hosted, batch, Pass(plans=plans, cache=cache))[:, -1]
+    request = Pass(plans=plans, reads=reads(hosted, [writer.input for writer in writing]), cache=cache)
+    return marked_last(forward(hosted, batch, request)[:, -1], request.values, spans)
 
 
 HANDLERS: dict[type, Handler] = {Generate: generate}

@@ -16,6 +16,7 @@ from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.contexts import beginning_caveats, sets_of
 from trephine.engine.runs.batches import batches, check_row_count
 from trephine.engine.runs.divergence import kl_divergence
+from trephine.engine.runs.overflow import is_overflow, marked, reads, require_an_answer, told
 from trephine.engine.runs.prefixes import Prefix, continue_prefix, read_prefix, shared_tokens
 from trephine.engine.runs.rows import RowInput, RowsOutput, check_row, run_rows
 
@@ -34,6 +35,7 @@ def score(session: Session, command: Score) -> Generator[Progress | None, None, 
         EmptyPromptError: If a prompt or continuation has no token.
         PromptTooLongError: If together they exceed the context.
         NothingMatchedError: If an intervention wrote nothing in its row.
+        NonFiniteValueError: If every row overflows; where some do not, those that do say so.
     """
     hosted = session.require_model().pinned()
     check_row_count(len(command.rows))
@@ -46,8 +48,13 @@ def score(session: Session, command: Score) -> Generator[Progress | None, None, 
     for part in batches(lengths, max_tokens=BATCH_TOKENS, max_rows=BATCH_ROWS):
         yield Progress(stage="score", done=len(scores), total=len(rows))
         scores += yield from _score_batch(hosted, [rows[i] for i in part], part.start, prefix)
+    broken = [_overflow(hosted, number, *of) for number, of in enumerate(zip(rows, scores, strict=True))]
+    require_an_answer(broken)
     return Scores(
-        rows=tuple(replace(row, caveats=said) for row, said in zip(scores, caveats, strict=True)),
+        rows=tuple(
+            replace(row, caveats=(*said, overflow) if overflow else said)
+            for row, said, overflow in zip(scores, caveats, broken, strict=True)
+        ),
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
     )
@@ -83,7 +90,8 @@ def _score_batch(
     scores = [_row_score(row, logits) for row, logits in zip(rows, plain, strict=True)]
     for place, i in enumerate(changed_rows if changed else ()):
         if changed is not None:
-            found = _row_score(rows[i], plain[i], changed.logits[place])
+            (stream,) = changed.values[place].values()
+            found = _row_score(rows[i], plain[i], marked(changed.logits[place], stream))
             scores[i] = replace(found, applied=changed.applied[place])
     return scores
 
@@ -92,7 +100,8 @@ def _intervened(
     hosted: HostedModel, rows: Sequence[RowInput], chosen: Sequence[int], first_row: int, kept: int
 ) -> RowsOutput:
     try:
-        return run_rows(hosted, [rows[i] for i in chosen], keep_last=kept)
+        intervened = [rows[i] for i in chosen]
+        return run_rows(hosted, intervened, reads=reads(hosted, intervened), keep_last=kept)
     except TrephineError as error:
         place = error.context.get("row")
         if isinstance(place, int):  # of this batch; the caller counts over all rows
@@ -111,10 +120,18 @@ def _row_score(row: RowInput, plain: Tensor, changed: Tensor | None = None) -> R
     return RowScore(
         token_ids=tuple(token_ids),
         log_probabilities=tuple(chosen.tolist()),
-        top_token_ids=tuple(logits.argmax(-1).tolist()),
+        top_token_ids=tuple(logits.argmax(-1).masked_fill(is_overflow(logits), -1).tolist()),
         kl=tuple(kl.tolist()),
         applied=(),
     )
+
+
+def _overflow(hosted: HostedModel, number: int, row: RowInput, found: RowScore) -> str:
+    """Say where a row overflows; nothing if it does not."""
+    if -1 not in found.top_token_ids:
+        return ""
+    first = found.top_token_ids.index(-1)
+    return told(hosted, number, row, f"at its continuation's token {first}" if first else "on its prompt")
 
 
 HANDLERS: dict[type, Handler] = {Score: score}

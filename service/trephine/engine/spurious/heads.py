@@ -146,7 +146,7 @@ def token_head(hosted: HostedModel, head: TokenHead) -> LinearHead:
         try:
             found = hosted.resolve_target(one.token)
         except TrephineError as error:
-            raise error.with_field(f"decision.tokens[{number}].token") from None
+            raise error.with_field(f"decision.tokens.tokens[{number}].token") from None
         if found in ids:
             raise same_token(one, number)
         ids.append(found)
@@ -187,7 +187,7 @@ def given_score(hosted: HostedModel, head: ClassifierHead | RewardHead, labels: 
     entries = read_entries(folder)
     if SCORE not in entries:
         raise HeadNotStockError(
-            f"{folder.name} holds no {SCORE}: it is no stock sequence classifier", field="decision.folder"
+            f"{folder.name} holds no {SCORE}: it is no stock sequence classifier", field=head.field
         )
     wanted = 1 if isinstance(head, RewardHead) else 2
     score = read_tensor(folder, entries[SCORE]).float()
@@ -195,15 +195,15 @@ def given_score(hosted: HostedModel, head: ClassifierHead | RewardHead, labels: 
         raise HeadNotStockError(
             f"{SCORE} of {folder.name} has shape {tuple(score.shape)}; {wanted} x {hosted.info.d_model} is "
             f"needed: {_other_outputs(score, wanted)}",
-            field="decision.folder",
+            field=head.field,
         )
     if not (finite := torch.isfinite(score)).all():
         raise HeadNotStockError(
             f"{SCORE} of {folder.name} holds {int((~finite).sum())} numbers of {score.numel()} that are NaN "
             "or infinite: it decides nothing. Give the folder of a training that did not diverge",
-            field="decision.folder",
+            field=head.field,
         )
-    return score if wanted == 1 else score[_order(folder, labels)]
+    return score if wanted == 1 else score[_order(head, labels)]
 
 
 def _other_outputs(score: Tensor, wanted: int) -> str:
@@ -283,30 +283,31 @@ def _parameters(model: Any) -> list[list[str]]:
     return [found for number, found in names.items() if number in elsewhere]
 
 
-def stock_configuration(folder: Path) -> Any:
+def stock_configuration(head: ClassifierHead | RewardHead) -> Any:
     """Return a given head's configuration, with what transformers leave out of the file where it is usual.
 
     Raises:
         HeadNotStockError: If it cannot be read.
     """
+    folder = Path(head.folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as failure:
         raise HeadNotStockError(
             f"the configuration of {folder.name} cannot be read: it is no stock sequence classifier; give "
             "the whole folder as `save_pretrained` writes it",
-            field="decision.folder",
+            field=head.field,
         ) from failure
 
 
-def _order(folder: Path, labels: Sequence[str]) -> list[int]:
-    named = stock_configuration(folder).id2label.items()  # LABEL_0 and LABEL_1 stand in no file
+def _order(head: ClassifierHead | RewardHead, labels: Sequence[str]) -> list[int]:
+    named = stock_configuration(head).id2label.items()  # LABEL_0 and LABEL_1 stand in no file
     numbers = {str(label): int(number) for number, label in named if int(number) in (0, 1)}
     if any(label not in numbers for label in labels):
         raise HeadNotStockError(
-            f"id2label of {folder.name} names {', '.join(numbers) or 'nothing'}; the labels are "
+            f"id2label of {Path(head.folder).name} names {', '.join(numbers) or 'nothing'}; the labels are "
             f"{', '.join(labels)}. Call the labels of the texts what the classifier calls them",
-            field="decision.folder",
+            field=head.field,
         )
     return [numbers[label] for label in labels]
 

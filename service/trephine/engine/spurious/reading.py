@@ -71,7 +71,7 @@ def padding_of(decision: DecisionHead) -> int | None:
     """
     if not isinstance(decision, ClassifierHead | RewardHead):
         return None
-    config = stock_configuration(Path(decision.folder))
+    config = stock_configuration(decision)
     pad = config.get_text_config().pad_token_id
     return None if pad is None else int(pad)
 
@@ -94,7 +94,7 @@ def require_same_reading(hosted: HostedModel, decision: DecisionHead, texts: Seq
     folder = Path(decision.folder)
     if not (folder / "tokenizer.json").is_file():
         return  # it has none of its own
-    own, asked = _tokenizer(folder), texts[:_ASKED]
+    own, asked = _tokenizer(decision), texts[:_ASKED]
     read = [(tuple(own(one, verbose=False)["input_ids"]), read_text(hosted, decision, one)) for one in asked]
     other = [pair for pair in read if pair[0] != pair[1]]
     if other:
@@ -103,18 +103,19 @@ def require_same_reading(hosted: HostedModel, decision: DecisionHead, texts: Seq
             f"the tokenizer of {folder.name} reads {len(other)} of {len(asked)} texts otherwise than the "
             f"hosted model's, one of them as {its} and not as {ours}: what it decides on would not be "
             "what is measured. Load the model with that folder's tokenizer",
-            field="decision.folder",
+            field=decision.field,
         )
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(head: ClassifierHead | RewardHead) -> Any:
+    folder = Path(head.folder)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as failure:  # of a file that it cannot parse the library raises a bare one
         raise HeadNotStockError(
             f"the tokenizer of {folder.name} cannot be loaded: {failure}. Save it again beside the head, or "
             "take its files away: texts are then read by the hosted model's",
-            field="decision.folder",
+            field=head.field,
         ) from failure
 
 

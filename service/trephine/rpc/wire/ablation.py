@@ -94,4 +94,13 @@ def _control_result_to_wire(result: ControlResult) -> pb.ControlResult:
             pb.UnmatchedFeature(feature=feature_to_wire(one.feature), candidates=one.candidates)
             for one in result.unmatched
         ],
+        found=[
+            pb.MatchedFeature(
+                feature=feature_to_wire(one.feature),
+                candidates=one.candidates,
+                factor=one.factor,
+                written=one.written,
+            )
+            for one in result.found
+        ],
     )

@@ -103,6 +103,7 @@ def audit_to_wire(report: AuditReport) -> pb.AuditReport:
         seconds=report.seconds,
         create_time=clean(report.create_time),
         trephine_version=clean(report.trephine_version),
+        undecided=[clean(rule) for rule in report.undecided],
     )
 
 

@@ -69,7 +69,7 @@ def nodes_from_wire(request: service_pb.ListNodesRequest) -> NodeFilter:
         kind=kind_from_wire(request.kind),
         min_influence=smallest if request.HasField("min_influence") else None,
         layers=frozenset(at_least(one, -1, f"layers[{n}]") for n, one in enumerate(request.layers)),
-        positions=frozenset(at_least(one, 0, f"positions[{n}]") for n, one in enumerate(request.positions)),
+        positions=frozenset(at_least(one, -1, f"positions[{n}]") for n, one in enumerate(request.positions)),
         token=request.token,
         pinned=request.pinned,
         order=one_of(request.order, _SORTS, "order"),
@@ -297,7 +297,7 @@ def _compared_to_wire(one: ComparedNode, summed: bool) -> service_pb.ComparedNod
     return service_pb.ComparedNode(
         kind=_KIND_NUMBERS[node.kind],
         layer=node.layer,
-        position=None if summed else node.position,
+        position=None if summed or node.position < 0 else node.position,
         feature=feature,
         label=clean(node.label),
         first=_side_to_wire(one.first),
@@ -327,7 +327,7 @@ def _shown(one: ComparedNode, summed: bool, *, of_sets: bool) -> str:
         NodeKind.TOKEN: f"token {node.label!r}",
         NodeKind.LOGIT: f"target {node.label!r}",
     }[node.kind]
-    return address if summed else f"{address} @{node.position}"
+    return address if summed or node.position < 0 else f"{address} @{node.position}"
 
 
 def _has(message: Any, field: str) -> bool:

@@ -85,7 +85,7 @@ def propose_from_wire(request: pb.ProposeEditRequest, prompt: str, target: Logit
     damage = finite(request.max_retain_kl, "max_retain_kl") if request.HasField("max_retain_kl") else 0.1
     if damage <= 0:
         raise InvalidRequestError(f"max_retain_kl must be above 0, got {damage}", field="max_retain_kl")
-    count = at_least(request.max_features, 1, "max_features") if request.HasField("max_features") else 64
+    count = at_least(request.max_features, 1, "max_features") if request.HasField("max_features") else 48
     return ProposeEdit(
         prompt=prompt,
         target=target,

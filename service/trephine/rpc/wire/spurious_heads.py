@@ -86,8 +86,8 @@ def _probe(message: pb.ProbeHead) -> domain.ProbeHead:
 def _tokens(message: pb.TokenHead) -> domain.TokenHead:
     tokens = tuple(
         domain.LabelToken(
-            label=required(one.label, f"decision.tokens[{place}].label"),
-            token=required(one.token, f"decision.tokens[{place}].token"),
+            label=required(one.label, f"decision.tokens.tokens[{place}].label"),
+            token=required(one.token, f"decision.tokens.tokens[{place}].token"),
         )
         for place, one in enumerate(message.tokens)
     )

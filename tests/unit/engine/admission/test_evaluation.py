@@ -24,8 +24,9 @@ from trephine.domain.replacements import (
 from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.engine.admission.evaluation import evaluate_replacement_set, measure
 from trephine.engine.admission.loading import load_replacement_set
+from trephine.engine.admission.measurement import ALL
 from trephine.engine.admission.perturbation import by_depth, perturb
-from trephine.engine.admission.splice import LayerSource, loaded_source
+from trephine.engine.admission.splice import LayerSource, loaded_source, run_context, run_spliced
 from trephine.engine.admission.verdicts import Verdicts
 from trephine.engine.models.quanta import finish
 from trephine.engine.models.session import Session
@@ -103,7 +104,7 @@ def test_a_zeroed_decoder_is_zero_ablation(hosted, contexts):
     for layer in found.layers((), range(3)):
         assert layer.kl_score_zero.value == pytest.approx(0.0, abs=1e-5)
         assert layer.fvu.value >= 1.0
-    assert torch.allclose(measured.kl(("given", 1)), measured.kl(("zero", 1)), atol=1e-6)
+    assert torch.allclose(measured.kl(("given", 1)).numerator, measured.kl(("zero", 1)).numerator, atol=1e-6)
 
 
 def test_a_decoder_that_writes_the_mean_is_mean_ablation(hosted, contexts):
@@ -117,6 +118,48 @@ def test_a_decoder_that_writes_the_mean_is_mean_ablation(hosted, contexts):
     for layer in found.layers((), range(3)):
         assert layer.fvu.value == pytest.approx(1.0, abs=1e-5)
         assert layer.kl_score.value == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_token_weighs_alike_in_every_context(hosted, contexts):
+    """Cross-entropy, KL and first choices are means over positions, and intervals of ratios of such sums."""
+    mixed = [contexts[0], contexts[1], contexts[2][:6], contexts[3][:9]]
+    layers = [random_layer(layer_info(layer)) for layer in range(3)]
+    found, measured = verdicts(hosted, source_of(layers), mixed)
+    (spliced,) = found.spliced(())
+    losses, kl, same = [], [], []
+    source = source_of(layers)
+    for ids in mixed:
+        plain, values = run_context(hosted, ids, {}, reads=source.sites)
+        other = run_spliced(hosted, ids, source, values)
+        p, q = (logits.double().log_softmax(-1)[1:-1] for logits in (plain, other))
+        losses.append(-p.gather(1, torch.tensor(ids[2:])[:, None])[:, 0])
+        kl.append((p.exp() * (p - q)).sum(-1))
+        same.append((p.argmax(-1) == q.argmax(-1)).double())
+    assert [len(of) for of in losses] == [22, 22, 4, 7]
+    assert spliced.ce_plain.value == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+    assert spliced.kl.value == pytest.approx(float(torch.cat(kl).mean()), rel=1e-3)
+    assert spliced.top1_agreement.value == pytest.approx(float(torch.cat(same).mean()), abs=1e-9)
+    zero = measured.kl(("zero", ALL)).value
+    assert spliced.kl_score_zero.value == pytest.approx(1 - spliced.kl.value / zero, rel=1e-6)
+    ablated, plain_ce = spliced.ce_mean_ablated.value, spliced.ce_plain.value
+    score = (ablated - spliced.ce_spliced.value) / (ablated - plain_ce)
+    assert spliced.ce_score.value == pytest.approx(score, rel=1e-6)
+    longest = max(float(of.mean()) for of in losses)
+    assert min(float(of.mean()) for of in losses) <= spliced.ce_plain.low < spliced.ce_plain.high <= longest
+
+
+def test_controls_that_are_of_another_size_are_told_of(hosted, contexts):
+    """Beyond a tenth of the set's L0, with the layer where they are furthest apart."""
+    given, other = (source_of([random_layer(layer_info(layer)) for layer in range(3)]) for _ in range(2))
+    sources = {Dictionary.GIVEN: given, Dictionary.RANDOM: other}
+    measured = finish(measure(hosted, sources, contexts, alone=()))
+    found = Verdicts(measured, given, samples=50, seed=0)
+    assert list(found.sizes([Dictionary.RANDOM])) == []
+    counts = measured.counts["random", 1]
+    counts.active = [1.25 * active for active in counts.active]
+    (said,) = found.sizes([Dictionary.RANDOM])
+    assert "random control is more than 10% from the set's" in said
+    assert "in 1 of 3 layers, furthest in layer 1 (+25%)" in said
 
 
 def test_cross_layer_transcoders_are_measured_on_their_sums(hosted, contexts):

@@ -224,6 +224,8 @@ def test_an_admission_is_taken_over_only_where_nothing_has_changed(session, tmp_
     assert "probe" in stages(replace(first, weight_hash="0" * 64))
     assert "probe" in stages(replace(first, content_hash="0" * 64))
     assert "probe" in stages(replace(first, admission=replace(first.admission, text="another")))
+    layers = tuple(replace(layer, normalisation="layer_norm") for layer in first.layers)
+    assert "probe" in stages(replace(first, layers=layers))
     failed = tuple(replace(layer, passed=False) for layer in first.admission.layers)
     degraded = replace(first, admission=replace(first.admission, passed=False, layers=failed))
     with pytest.raises(AdmissionFailedError):

@@ -48,6 +48,7 @@ COPY = QuantisedCopy(
     kind="q8_0", file="gguf/q8_0.gguf", size=1, kl=0.1, edit_kl=1.0, recovery=0.9, kl_firing=None,
     edit_kl_firing=None, recovery_firing=None, quantisation_kl=0.1, perplexity_ratio=1.0, top1_agreement=1.0,
 )  # fmt: skip
+STILL = replace(COPY, kl_firing=0.0, edit_kl_firing=0.0)
 
 
 def removal(verdict: Verdict, *figures: AttackFigure) -> Removal:
@@ -103,7 +104,8 @@ CARDS = {
         replace(CERTIFICATE, gates=CERTIFICATE.gates[:1], changed_tensors=(), doubt="it changes nothing"),
         "**Inconclusive**: no tensor was changed",
     ),
-    "quantised": (PLAN, replace(CERTIFICATE, quantised=(COPY,)), "nothing to recover"),
+    "quantised": (PLAN, replace(CERTIFICATE, quantised=(COPY,)), "| 0.9000 | not measured |"),
+    "quantised, unmoved": (PLAN, replace(CERTIFICATE, quantised=(STILL,)), "| 0.9000 | nothing to recover |"),
     "undecided": (PLAN, replace(CERTIFICATE, removal=removal("inconclusive")), "## Attacks: inconclusive"),
 } | {
     verdict: (PLAN, replace(CERTIFICATE, removal=removal(verdict, *ATTACKS)), f"**{verdict.capitalize()}**")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -264,7 +265,6 @@ def test_nobody_is_told_to_do_what_is_done_already(exact, files, runtime):
     told = ". ".join(remedies(missed, exact=exact, files=files, runtime=runtime))
     assert ("parent whose files are float32" in told) == (files != "float32")
     assert ("load the model in float32" in told) == (runtime != "float32")
-    assert "make the edit stronger" in told
     for one in remedies(missed, exact=exact, files=files, runtime=runtime):
         assert len(one) > 40
 
@@ -281,6 +281,31 @@ def test_a_distance_is_not_mended_by_a_stronger_edit(files, runtime):
         elif result.gate.unit == "nats/token":
             assert "stronger" not in told
             assert "lower the edit's strength" in told
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("files", ["float32", "bfloat16"])
+@pytest.mark.parametrize("runtime", ["float32", "bfloat16"])
+def test_no_two_pieces_of_advice_contradict_each_other(exact, files, runtime):
+    """What misses distance and share alike is mended by no strength; what is left is a whole sentence."""
+    whole = EditFloor(tokens=1024, floor=0.0, edit=1e-3)
+    kind = {"whole": whole} if exact else {"grafted": True, "firing": FIRING}
+    gates = planned_gates(runtime, floor(0, 0), **kind)
+    results = {result.gate.name: result for result in judge(gates, {})}
+    alone = ["unrecovered" if exact else "planned_tensors_unchanged", "retain_excess"]
+    wordings = {"exact": exact, "files": files, "runtime": runtime}
+    stronger, weaker = (remedies((results[name],), **wordings)[0] for name in alone)
+    assert "make the edit stronger" in stronger
+    assert "lower the edit's strength" in weaker
+    for missed in ([results[name] for name in alone], list(results.values())):
+        told = remedies(missed, **wordings)
+        assert len(told) == len(set(told))
+        for one in told:
+            assert "stronger" not in one
+            assert "strength" not in one
+            assert len(one) > 40 or one == "load the model in float32"
+            assert not re.search(r"(, or|:|,)\s*(\.|;|$)|[:,] ?[:,]|: or ", one), one
+    assert remedies([results[alone[0]]], **wordings) == (stronger,)
 
 
 def test_figures_that_differ_do_not_look_equal():

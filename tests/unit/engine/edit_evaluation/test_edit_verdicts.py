@@ -49,6 +49,11 @@ def compared(
     )
 
 
+def beside(effect: float, values: tuple[float, ...]) -> ControlComparison:
+    """A comparison with random features, and the p-value that it has."""
+    return replace(compared(p_value("log_odds_change", effect, values), values), effect=effect)
+
+
 def elsewhere(*values: float) -> ControlComparison:
     """A comparison with another layer."""
     p = p_value("log_odds_change", -2.0, values)
@@ -116,10 +121,16 @@ HARMLESS = measured(SetRole.RETAIN, kl(0.02, 0.01, 0.03), controls=(AS_OTHERS,))
             "below the 0.5 nats that matter",
         ),
         (
-            measured(SetRole.TARGET, odds(-2.0, -2.4, -1.6), controls=(compared(0.5),)),
+            measured(SetRole.TARGET, odds(-0.5, -0.6, -0.4), controls=(beside(-0.05, QUIET),)),
             HARMLESS,
             EditVerdict.UNSPECIFIC,
-            "p = 0.5",
+            "p = 0.51 against 99 matched random sets: 50 do as much",
+        ),
+        (
+            measured(SetRole.TARGET, odds(-0.5, -0.6, -0.4), controls=(beside(-0.093, QUIET),)),
+            HARMLESS,
+            EditVerdict.INCONCLUSIVE,
+            "99 matched random sets: 7 do as much, which are neither few enough nor more than 5% of them",
         ),
         (
             measured(SetRole.TARGET, odds(-2.0, -2.4, -1.6), controls=(compared(0.5, LOUD),)),
@@ -190,6 +201,55 @@ def test_words(target, retain, verdict, why):
     assert found.verdict is verdict
     assert why in found.why
     assert bool(found.would_decide) == (verdict is EditVerdict.INCONCLUSIVE)
+
+
+@pytest.mark.parametrize("silent", [0, 74])
+def test_more_target_sets_make_no_effect_unspecific(silent):
+    """Every set has to pass, so none is adjusted for: of eight sets no control does as much."""
+    values = (0.0,) * silent + QUIET[silent:]
+    one = replace(EFFECT, controls=(beside(-2.0, values), NOWHERE_ELSE))
+    sets = adjusted_for_sets([*(replace(one, name=f"target {n}") for n in range(8)), HARMLESS])
+    assert sets[0].controls[0].adjusted_p_value > 0.05
+    found = judge(sets, MATCHED, BOUNDS)
+    assert found.verdict is EditVerdict.SELECTIVE, found.why
+    told = "p = 0.0385 against 25 matched random sets that act" if silent else "p = 0.01 against 99 matched"
+    assert found.why.count(told) == 8
+    sets[3] = replace(sets[3], controls=(beside(-2.0, (*QUIET[:60], *[2.5] * 39)), NOWHERE_ELSE))
+    assert judge(sets, MATCHED, BOUNDS).verdict is EditVerdict.INCONCLUSIVE
+
+
+def test_few_controls_that_act_ask_for_more():
+    """One of 19 that does as much is no finding that random features do."""
+    one = replace(EFFECT, controls=(beside(-2.0, (0.0,) * 80 + QUIET[:18] + (2.0,)), NOWHERE_ELSE))
+    found = judge([one, HARMLESS], MATCHED, EvaluationBounds(min_log_odds=1.9))
+    assert found.verdict is EditVerdict.INCONCLUSIVE
+    assert "p = 0.1 against 19 matched random sets that act: 1 do as much" in found.why
+    assert found.would_decide.startswith("more control sets (now 19 act on target)")
+
+
+def test_damage_beyond_that_of_controls_is_told_of_many_sets_as_well():
+    """Adjusted, no p-value of 99 controls is 0.05 over six sets; both are told."""
+    worse = replace(HARMLESS, controls=(damaged(0.02, *(0.1 * value for value in QUIET)),))
+    sets = adjusted_for_sets([EFFECT, *(replace(worse, name=f"retain {n}") for n in range(6))])
+    said = judge(sets, MATCHED, BOUNDS).caveats
+    assert len(said) == 6
+    assert "p = 0.01, or 0.06 if this set is picked out of several" in said[0]
+
+
+def test_sets_of_another_layer_that_change_nothing_are_none():
+    """19 of which 15 are silent are 4, and a caveat says so."""
+    one = replace(EFFECT, controls=(compared(), elsewhere(*[0.0] * 15, *QUIET[:4])))
+    (said,) = judge([one, HARMLESS], MATCHED, BOUNDS).caveats
+    assert "4 sets of another layer stand beside it, and 19 are needed" in said
+
+
+def test_what_it_would_take_follows_from_the_end_that_is_in_the_way():
+    """A lopsided interval narrows on both sides; around a share that nothing changed, faster."""
+    doubt = judge([EFFECT, measured(SetRole.RETAIN, kl(0.08, 0.07, 0.12))], MATCHED, BOUNDS)
+    assert doubt.would_decide == "about 80 texts or items (now 20)"
+    change = Figure(name="accuracy_change", value=0.0, low=-0.126, high=0.126)
+    doubt = judge([EFFECT, measured(SetRole.RETAIN, kl(0.02, 0.01, 0.03), change)], MATCHED, BOUNDS)
+    assert doubt.would_decide == "about 51 texts or items (now 20)"
 
 
 def test_a_target_without_a_control_is_not_called_specific():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf, isfinite, nan
 from typing import Any
 
 import pytest
@@ -11,12 +12,19 @@ import torch
 from tests.builders import tiny_hosted
 from tests.resident_sets import NAME, resident_set
 from tests.unit.engine.interventions import at, direction, neuron
-from trephine.domain.ablation import LogitTarget, MatchedControls, MeasureAblation
+from trephine.domain.ablation import (
+    ControlResult,
+    LogitTarget,
+    MatchedControls,
+    MatchedFeature,
+    MeasureAblation,
+)
 from trephine.domain.commands import Progress
 from trephine.domain.errors import TargetNotOneTokenError, UnsupportedInterventionError
-from trephine.domain.interventions import Ablate, Add, FeatureTarget, Intervention, Scale
+from trephine.domain.interventions import Ablate, Add, FeatureTarget, Intervention, Scale, SetTo
 from trephine.domain.sites import FeatureRef, SiteKind
 from trephine.engine.edits import effects
+from trephine.engine.edits.controls import draw_controls
 from trephine.engine.edits.effects import HANDLERS, p_value, restricted, stand_in
 from trephine.engine.edits.written import written_on_prompt
 from trephine.engine.models.quanta import finish
@@ -108,6 +116,7 @@ def test_without_any_match_nothing_is_claimed(monkeypatch):
     report = measure(tiny_hosted("llama"), interventions=(neuron(0, 3, Ablate()),))
     assert report.controls is not None
     assert (report.controls.p_value, report.controls.changes, report.controls.matched) == (1.0, (), 0)
+    assert any("there are no controls, and p is 1" in one for one in report.caveats)
 
 
 def norms_with_a_giant(feature):
@@ -181,11 +190,76 @@ def test_p_value_counts_itself():
     assert p_value(1.0, []) == 1.0
 
 
+def test_what_is_no_number_is_never_significant():
+    """An effect that overflows was not measured; a control that does counts as doing as much."""
+    for effect in (nan, inf, -inf):
+        assert p_value(effect, [0.1] * 99) == 1.0
+    assert p_value(1.0, [nan, 0.3, -inf]) == 3 / 4
+
+
+def test_an_intervention_that_overflows_is_told():
+    """Without controls, too: nothing was measured."""
+    hosted = tiny_hosted("llama")
+    with torch.no_grad():
+        hosted.model.model.layers[1].mlp.down_proj.weight.mul_(1e3)
+    plan = (neuron(1, 5, SetTo(value=3e38)),)
+    report = measure(hosted, interventions=plan, controls=MatchedControls(sets=20, norm_factor=1e6))
+    assert not isfinite(report.effects[0].change)
+    assert report.controls is not None
+    assert report.controls.p_value == 1.0
+    assert any("as_given is no finite number" in one for one in report.caveats)
+    assert any("control sets overflow" in one for one in report.caveats)
+    alone = measure(hosted, interventions=plan, controls=None)
+    assert any("as_given is no finite number" in one for one in alone.caveats)
+
+
+@pytest.mark.parametrize("operation", [Ablate(), Scale(factor=1.5), SetTo(value=0.7)], ids=lambda o: o.kind)
+def test_controls_write_as_much_as_the_strongest_neuron(operation):
+    """Moved as it is they would write less; so they are moved by more, and both are told."""
+    hosted = tiny_hosted("llama")
+    plan = (neuron(1, 0, operation, selector=at(2, 5)),)
+    ids = hosted.encode(PROMPT)
+    (row,) = written_on_prompt(hosted, ids, plan).values()
+    strongest = plan[0].target.feature
+    strongest = replace(strongest, index=int(row.argmax()))
+    plan = stand_in(plan, (plan[0].target.feature,), (strongest,), (1.0,))
+    written = written_on_prompt(hosted, ids, plan)
+    draws = draw_controls({}, (strongest,), MatchedControls(norm_factor=4.0), written)
+    assert len(draws.sets) >= 20
+    for drawn, strengths in zip(draws.sets, draws.strengths, strict=True):
+        other = stand_in(plan, (strongest,), drawn, strengths)
+        assert other[0].selector == plan[0].selector
+        found = written_on_prompt(hosted, ids, other)[drawn[0]][drawn[0].index]
+        assert float(found) == pytest.approx(float(row.max()), rel=1e-4)
+    report = measure(hosted, interventions=plan, controls=MatchedControls(norm_factor=4.0))
+    assert report.controls is not None
+    (one,) = report.controls.found
+    assert one.candidates == len(draws.sets) == len(report.controls.changes)
+    assert one.written is not None
+    assert (one.written < 0.85) == any("their stand-ins would write" in told for told in report.caveats)
+
+
+def test_few_and_far_candidates_are_told():
+    """Sets of several features that combine few candidates, and factors that were widened."""
+    near = MatchedFeature(feature=FeatureRef(layer=1, index=2), candidates=22, factor=2.0, written=0.9)
+    far = MatchedFeature(feature=FeatureRef(layer=2, index=2), candidates=90, factor=3.0, written=0.6)
+    result = ControlResult(changes=(0.1,) * 99, p_value=0.5, found=(near, far), unmatched=())
+    told = " ".join(effects._match_caveats(MatchedControls(), result))
+    assert "1 of 2 features are matched within a factor of up to 3" in told
+    assert "would write 0.75 of what they write" in told
+    assert "as few as 22 candidates" in told
+    alone = replace(result, found=(replace(near, candidates=25),))
+    assert list(effects._match_caveats(MatchedControls(), alone)) == []  # as many sets are the caveat then
+
+
 def test_stand_ins_keep_operation_and_selector():
     """Only the neuron is exchanged; what has no stand-in is dropped."""
     one, two = neuron(0, 3, Ablate(), selector=at(1)), neuron(1, 5, Scale(factor=0.5))
     a, b, c = one.target.feature, two.target.feature, neuron(1, 9, Ablate()).target.feature
-    assert stand_in((one, two), (b,), (c,)) == (replace(two, target=neuron(1, 9, Ablate()).target),)
+    assert stand_in((one, two), (b,), (c,), (1.0,)) == (replace(two, target=neuron(1, 9, Ablate()).target),)
+    added = neuron(1, 5, Add(amount=2.0))
+    further = stand_in((two, added), (b,), (c,), (1.5,))
+    assert [i.mode.strength for i in further] == [1.5, 1.0]  # what follows no activation is not scaled
     assert restricted((one, two), (a,)) == (one,)
 
 

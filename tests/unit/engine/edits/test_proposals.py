@@ -73,6 +73,13 @@ def test_the_curve_holds_what_was_measured(hosted, target):
         assert point.drop == pytest.approx((proposal.baseline - point.value) / proposal.baseline)
 
 
+def test_as_many_are_measured_as_are_asked_for(hosted, target):
+    """No cap of ours lies below what a caller may ask for."""
+    few, many = (propose(hosted, target, min_drop=0.3, max_features=count) for count in (5, 120))
+    assert len(few.ranking) <= 5
+    assert len(many.ranking) > 48
+
+
 @pytest.mark.parametrize(
     "bounds",
     [{"min_drop": 1.0, "max_features": 2, "max_retain_kl": 9.0}, {"min_drop": 0.3, "max_retain_kl": 1e-9}],
@@ -92,7 +99,14 @@ def test_a_target_that_is_not_preferred_is_refused(hosted, target):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("min_drop", 0.0), ("min_drop", 1.5), ("max_retain_kl", 0.0), ("max_features", 0)]
+    ("field", "value"),
+    [
+        ("min_drop", 0.0),
+        ("min_drop", 1.5),
+        ("max_retain_kl", 0.0),
+        ("max_features", 0),
+        ("max_features", 1025),
+    ],
 )
 def test_bounds_that_make_no_sense_are_refused(hosted, target, field, value):
     """The field is named."""

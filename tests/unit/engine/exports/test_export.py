@@ -347,6 +347,64 @@ def test_files_that_changed_since_loading_are_refused(parent, root, how):
     assert list(root.iterdir()) == []
 
 
+def swapped(folder):
+    """Swap two ids of a tokenizer: its tokens are others, its weights' hash is not."""
+    told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    words = told["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def turned(folder):
+    """Give another rotary base."""
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    told["rope_parameters"]["rope_theta"] = 77.0
+    (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+BESIDE = {
+    "tokenizer.json": swapped,
+    "config.json": turned,
+    "tokenizer_config.json": lambda folder: (folder / "tokenizer_config.json").unlink(),
+    "special_tokens_map.json": lambda folder: (folder / "special_tokens_map.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.parametrize("when", ["before the plan", "after the plan"])
+def test_files_beside_the_weights_that_changed_since_loading_are_refused(parent, root, name, when):
+    """By name, before anything is compiled: figures would be of what was loaded, and the folder of these."""
+    hosted = hosted_in(parent)
+    edit = edit_of(hosted, *PLAN)
+    if when == "before the plan":
+        BESIDE[name](parent)
+        with pytest.raises(ParentChangedError, match=f"^{name} .* load the model again") as refused:
+            planned(hosted, edit)
+    else:
+        plan, seen = planned(hosted, edit), []
+        BESIDE[name](parent)
+        steps = map(seen.append, compiling(hosted, edit, plan, root / "edited"))
+        with torch.inference_mode(), pytest.raises(ParentChangedError, match=f"^{name} ") as refused:
+            list(steps)
+        assert {progress.stage for progress in seen if progress} == {"copy"}
+    assert refused.value.context["file"] == name
+    assert list(root.iterdir()) == []
+    assert exportable(hosted_in(parent))
+
+
+def exportable(hosted):
+    """Whether a plan of a model that was loaded again is made."""
+    return planned(hosted, edit_of(hosted, *PLAN)).plan_hash
+
+
+def test_what_is_not_copied_may_change(parent, root):
+    """An earlier export's papers, hidden files and other weights are no part of what is exported."""
+    hosted = hosted_in(parent)
+    for name in (".cache", "certificate.json", "model.gguf"):
+        (parent / name).write_text("x")
+    assert exportable(hosted)
+
+
 def test_a_disk_without_room_is_refused_before_any_work(parent, root, monkeypatch):
     """The prediction counts the copy and the evidence."""
     hosted = hosted_in(parent)

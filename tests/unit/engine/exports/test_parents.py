@@ -46,6 +46,54 @@ def test_unedited_weights_are_never_copied(parent):
     assert not set(copied) & set(left_out)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model.onnx_data", "onnx/model.onnx_data_1", "model.onnx.data", "onnx__MatMul_1234", "model.ot"),
+        *("model.llamafile", "model.nemo", "rank0.engine", "weights.zip", "model.tar.gz", "model.mlpackage"),
+        *("model.safetensors.bak", "model.safetensors.index", "pytorch_model-00001", "model", "best.model"),
+        *("model.embed_tokens.weight", "model.safetensors~", "core.12", "version.pt", "tokenizer.pkl"),
+    ],
+)
+def test_whatever_is_not_known_to_hold_no_weights_is_left_out(name, parent):
+    """Weights come under more names than can be listed; however small, and whatever they are called."""
+    (parent / name).parent.mkdir(exist_ok=True)
+    (parent / name).write_bytes(b"x" * 20_000)
+    copied, left_out = sort_files(parent, read_entries(parent))
+    assert name not in copied
+    assert "unedited" in left_out[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *((name, 40 << 20) for name in ("tokenizer.json", "vocab.json", "merges.txt")),
+        *((name, 8 << 20) for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")),
+        *((name, 8 << 20) for name in ("tokenizer.model.v3", "qwen.tiktoken", "vocab.bpe", "card.PNG")),
+        *((name, 9_000) for name in ("LICENSE", "LICENSE.llama3", "LICENSE-MIT", "NOTICE", "USE_POLICY.md")),
+        *((name, 9_000) for name in ("tool_use.jinja", "modeling_x.py", "config.yaml", "Modelfile")),
+    ],
+)
+def test_what_people_rely_on_is_copied(name, size, parent):
+    """Tables of tokenizers of some size, licences however they are called, templates, pictures of cards."""
+    with (parent / name).open("wb") as file:
+        file.truncate(size)
+    assert sort_files(parent, read_entries(parent))[0][name] == name
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("all.json", 300 << 20), ("all.md", 17 << 20), ("tokenizer.model", 33 << 20)]
+)
+def test_what_is_larger_than_any_file_of_its_kind_is_left_out(name, size, parent):
+    """A whole model may be called anything."""
+    with (parent / name).open("wb") as file:
+        file.truncate(size)
+    copied, left_out = sort_files(parent, read_entries(parent))
+    assert name not in copied
+    assert left_out[name].startswith("larger than any file of its kind is (")
+    assert left_out[name].endswith("MiB); weights would be unedited")
+
+
 def test_everything_else_is_copied_under_its_name(parent):
     """Config, tokenizer, shards, index, licence and folders; the card is kept as the parent's."""
     copied, _ = sort_files(parent, read_entries(parent))
@@ -125,6 +173,6 @@ def test_a_folder_that_cannot_be_looked_into_is_refused(parent, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return real(folder)
 
-    monkeypatch.setattr("trephine.engine.exports.parent_files.os.listdir", listed)
+    monkeypatch.setattr("trephine.engine.models.folder_contents.os.listdir", listed)
     with pytest.raises(BrokenCheckpointError, match=r"notes of the model cannot be looked into"):
         sort_files(parent, read_entries(parent))

@@ -30,6 +30,17 @@ def test_units_are_folded_exactly():
     )
 
 
+def test_a_decoder_of_zeros_has_a_gradient():
+    """Its norm is bounded below before the root is taken, whose own gradient at 0 is infinite."""
+    dictionary = random_dictionary(0)
+    with torch.no_grad():
+        dictionary.W_dec[:, 3] = 0.0
+    x = torch.randn(20, 32, generator=torch.Generator().manual_seed(0))
+    dictionary.write(dictionary.pre(x).relu(), 0).square().sum().backward()
+    assert float(dictionary.norms()[3].detach()) == pytest.approx(1e-8)
+    assert all(bool(torch.isfinite(p.grad).all()) for p in dictionary.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("k", [1, 3, 7])
 def test_batch_topk_keeps_k_per_row_on_average(k: int):
     """The k times rows largest entries stay, wherever they are."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,30 @@ def test_progress_counts_to_the_end(tmp_path):
     events = [e for e in HANDLERS[LoadModel](Session(), LoadModel(source=source)) if isinstance(e, Progress)]
     assert list(dict.fromkeys(e.stage for e in events)) == ["check", "read", "hash"]
     assert all(e.done <= e.total for e in events)
+
+
+def test_what_lies_beside_the_weights_is_remembered_as_it_was_before_it_was_read(tmp_path):
+    """A file that changes while the model loads counts as changed; weights have a hash of their own."""
+    folder = tiny_folder("llama", tmp_path / "m")
+    (folder / "model.gguf").write_text("other weights")
+    (folder / ".hidden.json").write_text("{}")
+    as_it_was = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    session, command = Session(), LoadModel(source=ModelSource(name="tiny", folder=str(folder)))
+    for event in HANDLERS[LoadModel](session, command):
+        if isinstance(event, Progress) and (event.stage, event.done) == ("read", 0):
+            change_config(folder, rms_norm_eps=0.5)
+    hosted = session.require_model()
+    assert hosted.model.config.rms_norm_eps == 0.5
+    assert hosted.beside["config.json"] == as_it_was
+    names = {path.name for path in folder.iterdir()} - {"model.safetensors", "model.gguf", ".hidden.json"}
+    assert set(hosted.beside) == names
+
+
+def test_a_name_that_no_export_can_hold_does_not_keep_a_model_from_loading(tmp_path):
+    """Exports refuse it by name; all else works."""
+    folder = tiny_folder("llama", tmp_path / "m")
+    (folder / os.fsdecode(b"\xff.txt")).write_text("x")
+    assert load(folder).require_model().beside == {}
 
 
 def test_a_missing_shard_is_named(tmp_path):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from tokenizers import decoders
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.builders import tiny_folder
@@ -156,6 +159,91 @@ def test_another_kind_of_tokenizer_is_refused(tmp_path):
     hosted.tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
     with pytest.raises(UnsupportedOptionError, match="byte-level"):
         require_convertible(hosted)
+
+
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+O200K, TEKKEN = (f"{CASED}{numbers}| ?[^\\s\\p{{L}}]+" for numbers in (r"\p{N}{1,3}", r"\p{N}"))
+LLAMA3, QWEN2 = (f"{WORDS}{numbers}{REST}" for numbers in (r"\p{N}{1,3}", r"\p{N}"))
+
+
+def split_by(pattern, behavior="isolated", *, invert=False):
+    """A split by an expression, then bytes alone."""
+    bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), behavior, invert), bytes_alone])
+
+
+def digits_first(*, individual=True, use_regex=True):
+    """As SmolLM splits: each digit alone."""
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=individual), words])
+
+
+@pytest.fixture(scope="module")
+def unsplit(tmp_path_factory):
+    """A hosted parent whose tokenizer a test makes another."""
+    return parent("qwen2", tmp_path_factory.mktemp("unsplit") / "parent")
+
+
+def prepared(hosted, pre_tokenizer, *, normalizer=None, **fields: Any):
+    """Let the hosted tokenizer prepare texts in a way; `fields` are of its BPE."""
+    told = json.loads(hosted.tokenizer.backend_tokenizer.to_str())
+    told["pre_tokenizer"] = pre_tokenizer and json.loads(pre_tokenizer.__getstate__())
+    told["normalizer"] = normalizer
+    told["model"] |= fields
+    tokenizer = copy.deepcopy(hosted.tokenizer)
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(told))
+    return replace(hosted, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "pre_tokenizer", "ignore_merges"),
+    [
+        ("gpt-2", pre_tokenizers.ByteLevel(add_prefix_space=False), False),
+        ("gpt-2", pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False)]), False),
+        ("smollm", digits_first(), False),
+        ("llama-bpe", split_by(LLAMA3), True),
+        ("smaug-bpe", split_by(LLAMA3), False),
+        ("qwen2", split_by(QWEN2), False),
+    ],
+)
+def test_how_texts_are_split_is_named(name, pre_tokenizer, ignore_merges, unsplit, tmp_path):
+    """By llama.cpp's names, as they stand for it there; transformers reads SmolLM's without its digits."""
+    hosted = prepared(unsplit, pre_tokenizer, ignore_merges=ignore_merges)
+    file = tmp_path / "q8_0.gguf"
+    list(convert(hosted, hosted.folder, "q8_0", file, "a title"))
+    assert gguf.GGUFReader(file).fields["tokenizer.ggml.pre"].contents() == name
+    rebuilt = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name).backend_tokenizer.pre_tokenizer
+    text = "HelloWorld it's 12345, IT'S\n\n  PyTorch 7 "
+    same = rebuilt.pre_tokenize_str(text) == pre_tokenizer.pre_tokenize_str(text)
+    assert same == (name != "smollm")
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "fields"),
+    [
+        (split_by(O200K), {}),
+        (split_by(O200K), {"ignore_merges": True}),
+        (split_by(TEKKEN), {}),
+        (split_by(LLAMA3 + r"|\p{N}|"), {}),
+        (split_by(QWEN2), {"ignore_merges": True}),
+        (split_by(QWEN2, "removed"), {}),
+        (split_by(QWEN2, invert=True), {}),
+        (split_by(QWEN2), {"normalizer": {"type": "Lowercase"}}),
+        (split_by(QWEN2), {"end_of_word_suffix": "</w>"}),
+        (pre_tokenizers.ByteLevel(add_prefix_space=True), {}),
+        (pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), {}),
+        (digits_first(individual=False), {}),
+        (digits_first(use_regex=False), {}),
+        (None, {}),
+    ],
+)
+def test_a_way_of_splitting_that_has_no_name_is_refused(pre_tokenizer, fields, unsplit):
+    """A file that named a similar one would make other tokens of the same text, and nothing would say so."""
+    with pytest.raises(UnsupportedOptionError, match=r"no name that GGUF has .* gpt-2, smollm") as refused:
+        require_convertible(prepared(unsplit, pre_tokenizer, **fields))
+    assert refused.value.context["field"] == "gguf"
 
 
 def test_types_are_named_once():

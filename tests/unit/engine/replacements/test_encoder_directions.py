@@ -17,9 +17,10 @@ def draws(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("gained", [False, True])
 @pytest.mark.parametrize("rule", list(NormalisationRule))
-def test_directions_are_the_derivative_with_the_scale_held(rule, gained):
+def test_directions_are_the_derivative_with_the_scale_held(rule, gained, centred):
     """What is added to an input moves the encoder as the directions say, its mean taken out or not."""
     encoder = Encoder(
         W_enc=draws(WIDTH, FEATURES, seed=1),
@@ -27,7 +28,7 @@ def test_directions_are_the_derivative_with_the_scale_held(rule, gained):
         b_enc=draws(FEATURES, seed=2),
         row_gain=draws(FEATURES, seed=3),
         shift=draws(WIDTH, seed=4),
-        normalisation=Normalisation(rule=rule, factor=2.0),
+        normalisation=Normalisation(rule=rule, factor=2.0, without_mean=centred),
         input_gain=InputGain(gain=1 + draws(WIDTH, seed=5) / 4, bias=draws(WIDTH, seed=6))
         if gained
         else None,
@@ -38,7 +39,7 @@ def test_directions_are_the_derivative_with_the_scale_held(rule, gained):
     def read(inputs: torch.Tensor) -> torch.Tensor:
         if encoder.input_gain is not None:
             inputs = (inputs - encoder.input_gain.bias) / encoder.input_gain.gain
-        if rule is NormalisationRule.LAYER_NORM:
+        if rule is NormalisationRule.LAYER_NORM or centred:
             inputs = inputs - inputs.mean(-1, keepdim=True)
         return ((inputs / scale - encoder.shift) @ encoder.W_enc) * encoder.row_gain + encoder.b_enc
 
@@ -49,4 +50,4 @@ def test_directions_are_the_derivative_with_the_scale_held(rule, gained):
     constant = encoder.directions(range(FEATURES)) @ (
         encoder.input_gain.gain if gained else torch.ones(WIDTH)
     )
-    assert bool((constant.abs() < 1e-4).all()) is (rule is NormalisationRule.LAYER_NORM)
+    assert bool((constant.abs() < 1e-4).all()) is (centred or rule is NormalisationRule.LAYER_NORM)

@@ -37,7 +37,10 @@ def test_differences_are_paired():
     """Two figures that differ by a constant in every context have an interval of width 0 about it."""
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(20, generator=generator, dtype=torch.float64)
-    found = Bootstrap(20, 500, seed=0).difference("x", mean_of(values + 0.25), mean_of(values))
+    weights = torch.rand(20, generator=generator, dtype=torch.float64)
+    found = Bootstrap(20, 500, seed=0).difference(
+        "x", mean_of(values + 0.25, weights), mean_of(values, weights)
+    )
     assert found.value == pytest.approx(0.25)
     assert found.low == pytest.approx(0.25)
     assert found.high == pytest.approx(0.25)
@@ -49,7 +52,7 @@ def test_the_interval_covers_as_often_as_it_says():
     held = 0
     for number in range(100):
         values = torch.randn(40, generator=generator, dtype=torch.float64)
-        figure = Bootstrap(40, 200, seed=number).figure("x", mean_of(values))
+        figure = Bootstrap(40, 200, seed=number).figure("x", mean_of(values, torch.ones_like(values)))
         held += figure.low <= 0.0 <= figure.high
     assert held >= 88
 
@@ -64,6 +67,7 @@ def test_a_run_is_scored_by_the_definitions():
     log_q = torch.log_softmax(other.double(), -1)[rows]
     assert score.ce == pytest.approx(float(-log_q[torch.arange(4), following].mean()), rel=1e-6)
     assert score.kl == pytest.approx(float(kl_divergence(plain, other)[rows].mean()), rel=1e-4)
+    assert score.positions == 4
     assert score.top1 == float((plain.argmax(-1) == other.argmax(-1))[rows].double().mean())
 
 

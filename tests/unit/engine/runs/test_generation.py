@@ -13,6 +13,7 @@ from tests.unit.engine.interventions import at, direction, neuron
 from tests.unit.engine.test_law6_reverting import hooks
 from trephine.domain.errors import (
     EmptyPromptError,
+    NonFiniteValueError,
     NothingMatchedError,
     PositionOutOfRangeError,
     PromptTooLongError,
@@ -239,8 +240,9 @@ def test_what_needs_a_known_text_is_refused_for_generated_tokens():
     completion = run(hosted, [Row(prompt=" Mary", interventions=fine)], max_new_tokens=3)[1].completions[0]
     assert [a.positions for a in completion.applied] == [1, 1]
     short = neuron(1, 1, Resample(donor=" the"), selector=PROMPT_ONLY)
-    with pytest.raises(PositionOutOfRangeError, match="donor has 1 tokens"):
+    with pytest.raises(PositionOutOfRangeError, match="donor has 1 tokens") as refused:
         run(hosted, [Row(prompt=" Mary and", interventions=(short,))], max_new_tokens=3)
+    assert refused.value.context["field"] == "operation.resample_donor"
 
 
 def test_mean_ablation_holds_for_generated_tokens():
@@ -298,3 +300,52 @@ def test_generation_runs_beside_other_work_in_one_thread():
         return await asyncio.gather(*(drive(p) for p in PROMPTS[:2]))
 
     assert asyncio.run(both()) == alone
+
+
+# --- overflow ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("size", [1e20, 3e38], ids=["a norm", "float32"])
+def test_a_row_that_overflows_ends_and_its_neighbours_go_on(size, temperature):
+    """Finite logits behind a norm that overflowed are no answer, either; neighbours write as alone."""
+    hosted = tiny_hosted("llama")
+    sampling = Sampling(temperature=temperature, seed=3)
+    broken = Row(prompt=PROMPTS[1], interventions=(neuron(0, 3, SetTo(value=size)),))
+    mild = Row(prompt=PROMPTS[2], interventions=(neuron(0, 3, SetTo(value=1.0)),))
+    events, result = run(hosted, [PROMPTS[0], broken, mild], max_new_tokens=8, sampling=sampling)
+    first, ended, last = result.completions
+    assert (ended.text, ended.token_ids, ended.finish_reason) == ("", (), "overflow")
+    (said,) = ended.caveats
+    assert said.startswith(
+        "rows[1]: under its interventions and edits the activations overflow float32 on its"
+    )
+    assert "lower the strength" in said
+    assert {event.row for event in events} == {0, 2}
+    alone = run(hosted, [PROMPTS[0], PROMPTS[1], mild], max_new_tokens=8, sampling=sampling)[1].completions
+    assert (first, last) == (alone[0], alone[2])
+    with pytest.raises(NonFiniteValueError, match=r"rows\[0\]: under its interventions"):
+        run(hosted, [broken, broken], sampling=sampling)
+
+
+def test_a_row_may_overflow_while_it_is_written():
+    """What was written before stays, and the caveat counts it; what had no time to match is no error."""
+    hosted = tiny_hosted("gpt2")
+    begun = run(hosted, [PROMPTS[2]], max_new_tokens=3)[1].completions[0]
+    late, never = (at(begun.n_prompt_tokens + place) for place in (1, 3))
+    changes = (neuron(1, 2, SetTo(value=3e38), selector=late), neuron(1, 5, Ablate(), selector=never))
+    rows = [PROMPTS[0], Row(prompt=PROMPTS[2], interventions=changes)]
+    whole, ended = run(hosted, rows, max_new_tokens=6)[1].completions
+    assert whole.finish_reason != "overflow"
+    assert ended.finish_reason == "overflow"
+    assert ended.token_ids == begun.token_ids[:2]
+    assert "after 2 new tokens" in ended.caveats[0]
+
+
+def test_a_model_that_overflows_by_itself_is_named():
+    """Without interventions it is the weights or the type."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteValueError, match="Load it as float32, or check the checkpoint"):
+        run(hosted_from(model), PROMPTS)

@@ -29,6 +29,25 @@ def test_draws_follow_the_tempered_distribution():
     assert ((counts / 2000 - expected).abs() < 4 * errors).all()
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-308, 1e-320, 5e-324])
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+@pytest.mark.parametrize(
+    "logits", [[0.0, 3.0, 1.0], [-9.0, -3.0, -5.0], [-float("inf"), 3.0, 1.0], [1e6, 2e6, 0.0]]
+)
+def test_the_smallest_temperatures_are_greedy(temperature: float, top_p: float, logits: list[float]):
+    """Logits divided by them are infinite; the most likely token is still the most likely."""
+    sampler = Sampler(Sampling(temperature=temperature, top_p=top_p), 0)
+    given = torch.tensor(logits, dtype=torch.float64)
+    assert sampler.choose(given)[0] == int(given.argmax())
+
+
+def test_ordinary_temperatures_draw_what_they_drew():
+    """The same seeds give the same texts in every release."""
+    logits = torch.linspace(-3, 3, 50).sin() * 4
+    sampler = Sampler(Sampling(temperature=0.7, top_p=0.9, seed=11), 3)
+    assert [sampler.choose(logits)[0] for _ in range(12)] == [37, 34, 39, 41, 43, 41, 42, 40, 39, 37, 39, 32]
+
+
 @pytest.mark.parametrize(
     ("mass", "kept"), [(0.4, [0]), (0.5, [0]), (0.51, [0, 2]), (0.81, [0, 1, 2]), (1.0, [0, 1, 2, 3])]
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import isnan
 from typing import Any
 
 import pytest
@@ -9,7 +11,13 @@ import torch
 
 from tests.builders import FAMILIES, tiny_hosted
 from tests.unit.engine.interventions import neuron
-from trephine.domain.errors import EmptyPromptError, NothingMatchedError, OverBudgetError, PromptTooLongError
+from trephine.domain.errors import (
+    EmptyPromptError,
+    NonFiniteValueError,
+    NothingMatchedError,
+    OverBudgetError,
+    PromptTooLongError,
+)
 from trephine.domain.generation import Score, ScoredRow
 from trephine.domain.interventions import Ablate, Phase, Selector, SetTo
 from trephine.engine.models.quanta import finish
@@ -109,3 +117,31 @@ def test_bad_rows_are_refused_and_named():
     assert unmatched.value.context["row"] == 2
     with pytest.raises(OverBudgetError, match="several calls"):
         run(hosted, ROWS[:1] * 4097)
+
+
+@pytest.mark.parametrize("size", [1e20, 3e38], ids=["a norm", "float32"])
+def test_a_row_that_overflows_says_so_and_its_neighbours_are_scored(size):
+    """Its figures are no numbers, from the first position on that overflows; alone it is an error."""
+    hosted = tiny_hosted("llama")
+    change = neuron(0, 3, SetTo(value=size))
+    row = ScoredRow(prompt=ROWS[0].prompt, continuation=ROWS[0].continuation, interventions=(change,))
+    result = run(hosted, [ROWS[1], row, ROWS[2]])
+    for found, alone in zip((result.rows[0], result.rows[2]), run(hosted, ROWS[1:]).rows, strict=True):
+        assert found.log_probabilities == pytest.approx(alone.log_probabilities, abs=3e-4)  # law 7
+        assert (found.top_token_ids, found.caveats) == (alone.top_token_ids, ())
+    broken = result.rows[1]
+    assert all(map(isnan, (*broken.log_probabilities, *broken.kl)))
+    assert set(broken.top_token_ids) == {-1}
+    assert "rows[1]: under its interventions" in broken.caveats[0]
+    with pytest.raises(NonFiniteValueError, match="lower the strength"):
+        run(hosted, [row])
+    late = Selector(phases=(Phase.GENERATION,))
+    n_prompt = len(hosted.encode(ROWS[1].prompt))
+    row = ScoredRow(
+        prompt=ROWS[1].prompt,
+        continuation=ROWS[1].continuation,
+        interventions=(replace(change, selector=replace(late, positions=(n_prompt + 1,))),),
+    )
+    found = run(hosted, [ROWS[0], row]).rows[1]
+    assert [isnan(one) for one in found.log_probabilities] == [False, False, *[True] * (len(found.kl) - 2)]
+    assert "at its continuation's token 2" in found.caveats[0]

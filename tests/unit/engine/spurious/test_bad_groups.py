@@ -57,4 +57,4 @@ def test_one_token_written_in_two_ways_is_one(hosted):
     head = TokenHead(tokens=(LabelToken(label="Q", token=" the"), LabelToken(label="W", token=written)))
     with pytest.raises(InvalidRequestError, match="a token of its own") as refused:
         token_head(hosted, head)
-    assert refused.value.context["field"] == "decision.tokens[1].token"
+    assert refused.value.context["field"] == "decision.tokens.tokens[1].token"

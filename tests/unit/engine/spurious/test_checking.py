@@ -74,7 +74,7 @@ def test_what_can_be_done_is_counted_and_nothing_is_run(monkeypatch):
         ({"decision": ProbeHead(layer=0), "overrides": (_word(2),)}, InvalidRequestError,
          "layers 0 to 0", "overrides[0].feature"),
         ({"decision": _tokens("WW"), "refit": False}, TargetNotOneTokenError, "one token",
-         "decision.tokens[1].token"),
+         "decision.tokens.tokens[1].token"),
         ({"training": (*ASKED.training, replace(ASKED.training[0], text="Q" * 700))}, PromptTooLongError,
          "700 prompt tokens", "training[40].text"),
     ],
@@ -102,6 +102,6 @@ def test_a_folder_without_such_a_head_is_refused(tmp_path):
     ):
         with pytest.raises(HeadNotStockError, match=said) as refused:
             _checked(decision=head(folder=str(folder)), refit=False)
-        assert refused.value.context["field"] == "decision.folder"
+        assert refused.value.context["field"] == "decision.classifier.source"
     reward = RewardHead(folder=str(tmp_path / "reward"), positive_label=LABELS[0])
     assert _checked(decision=reward, refit=False).texts > 0

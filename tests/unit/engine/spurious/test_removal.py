@@ -342,7 +342,7 @@ BAD = {
             )
         },
         InvalidRequestError,
-        "refit",
+        "without_refit",
     ),
     "an override without a reason": (
         {"overrides": lambda: (Override(feature=FeatureRef(layer=0, index=0), remove=True, reason=" "),)},
@@ -403,7 +403,7 @@ LATE = {
             "refit": False,
         },
         TargetNotOneTokenError,
-        "decision.tokens[0].token",
+        "decision.tokens.tokens[0].token",
     ),
     "a lexicon whose words do not occur": (
         {"attribute_name": "gender"},

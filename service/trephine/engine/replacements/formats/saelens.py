@@ -32,9 +32,16 @@ from trephine.engine.replacements.formats.saelens_config import (
     SaeLensConfig,
     parse_config,
 )
+from trephine.engine.replacements.formats.saelens_model import centring_matters, reads_centred
 from trephine.engine.replacements.formats.tensors import TensorFile, open_tensors
 from trephine.engine.replacements.hooks import HookPoint, resolve_hook
-from trephine.engine.replacements.normalisation import UNNAMED_FACTOR, Normalisation, NormalisationRule
+from trephine.engine.replacements.normalisation import (
+    UNNAMED_CENTRING,
+    UNNAMED_FACTOR,
+    WITHOUT_MEAN,
+    Normalisation,
+    NormalisationRule,
+)
 from trephine.engine.replacements.precision import wide
 from trephine.engine.replacements.support import AbsTopK, SupportOf, Threshold, TopK
 
@@ -73,6 +80,9 @@ def read_set(folders: Sequence[Path], architecture: Architecture) -> FolderSet:
 def _layer(config: SaeLensConfig, architecture: Architecture) -> FolderLayer:
     file, traits = open_tensors(config.folder / WEIGHTS), ARCHITECTURES[config.architecture]
     point, out = _points(config, architecture)
+    centred = reads_centred(config.model, architecture, point, out, traits.kind, config.label)
+    unsaid = traits.kind is LayerKind.SAE and not config.model.named and centring_matters(architecture, point)
+    further = WITHOUT_MEAN if centred else UNNAMED_CENTRING if unsaid else ""
     check_width(
         architecture,
         point.site,
@@ -93,18 +103,19 @@ def _layer(config: SaeLensConfig, architecture: Architecture) -> FolderLayer:
         d_in=config.d_in,
         d_out=config.d_out,
         d_sae=config.d_sae,
-        normalisation=_described(config),
+        normalisation=_described(config, further),
         has_skip="W_skip" in names,
         claimed_l0=config.l0 if config.k is None or config.l0 is not None else float(config.k),
         files=((file, names),),
         config=config.stored,
-        build=partial(_build, file, config),
+        build=partial(_build, file, config, centred),
     )
 
 
-def _described(config: SaeLensConfig) -> str:
+def _described(config: SaeLensConfig, further: str) -> str:
     lost = config.normalisation is NormalisationRule.EXPECTED_AVERAGE and config.norm_factor is None
-    return UNNAMED_FACTOR if lost else config.normalisation.value
+    rule = UNNAMED_FACTOR if lost else config.normalisation.value
+    return f"{rule}, {further}" if further else rule
 
 
 def _points(config: SaeLensConfig, architecture: Architecture) -> tuple[HookPoint, HookPoint]:
@@ -141,13 +152,17 @@ def _check_shapes(file: TensorFile, config: SaeLensConfig) -> tuple[str, ...]:
 
 
 def _build(
-    file: TensorFile, config: SaeLensConfig, info: ReplacementLayerInfo, device: torch.device | str
+    file: TensorFile,
+    config: SaeLensConfig,
+    centred: bool,
+    info: ReplacementLayerInfo,
+    device: torch.device | str,
 ) -> DictionaryLayer:
     tensors = {name: file.read(name, device) for name in _check_shapes(file, config)}
     norms = _decoder_norms(tensors["W_dec"]) if config.rescaled else None
     return DictionaryLayer(
         info=info,
-        encoder=_encoder(config, tensors, norms),
+        encoder=_encoder(config, tensors, norms, centred),
         W_dec=tensors["W_dec"],
         b_dec=tensors["b_dec"],
         row_gain=tensors.get(FINETUNED) if norms is None else 1.0 / norms,
@@ -155,7 +170,9 @@ def _build(
     )
 
 
-def _encoder(config: SaeLensConfig, tensors: dict[str, Tensor], norms: Tensor | None) -> Encoder:
+def _encoder(
+    config: SaeLensConfig, tensors: dict[str, Tensor], norms: Tensor | None, centred: bool
+) -> Encoder:
     gain, bias, support = _gate(config, tensors)
     if norms is not None and bias is not None:
         gain, bias = norms, bias * norms
@@ -169,6 +186,7 @@ def _encoder(config: SaeLensConfig, tensors: dict[str, Tensor], norms: Tensor | 
             rule=config.normalisation,
             undone=ARCHITECTURES[config.architecture].kind is LayerKind.SAE,
             factor=config.norm_factor or 1.0,
+            without_mean=centred,
         ),
     )
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from trephine.domain.errors import BrokenReplacementError, UnsupportedReplacementError
 from trephine.domain.replacements import LayerKind, SupportRule
 from trephine.engine.replacements.formats.folders import setting
+from trephine.engine.replacements.formats.saelens_model import LoadedAs, loaded_as
 from trephine.engine.replacements.normalisation import NormalisationRule
 from trephine.engine.replacements.positions import TrainedTokens
 
@@ -71,6 +72,8 @@ class SaeLensConfig:
     hook_out: str | None
     prepend_bos: bool | None
     trained_on: TrainedTokens
+    model: LoadedAs
+    """How the model was loaded that it was trained on."""
     model_name: str | None
     l0: float | None
     stored: Mapping[str, Any]
@@ -90,7 +93,8 @@ def parse_config(folder: Path, stored: Mapping[str, Any]) -> SaeLensConfig:
         UnsupportedReplacementError: If it names an architecture or option that is not supported.
     """
     label = f"{folder.name}/{CONFIG}"
-    config = dict(stored) if isinstance(stored.get("metadata"), dict) else _upgraded(stored, label)
+    flat = not isinstance(stored.get("metadata"), dict)
+    config = _upgraded(stored, label) if flat else dict(stored)
     metadata = config["metadata"]
     architecture = _architecture(config, label)
     _refuse_options(config, metadata, label)
@@ -113,6 +117,7 @@ def parse_config(folder: Path, stored: Mapping[str, Any]) -> SaeLensConfig:
         hook_out=metadata.get("hf_hook_name_out") or metadata.get("hook_name_out"),
         prepend_bos=metadata.get("prepend_bos"),
         trained_on=_trained_on(metadata, label),
+        model=loaded_as(metadata, label, flat=flat),
         model_name=metadata.get("model_name"),
         l0=_claimed_l0(metadata),
         stored=stored,

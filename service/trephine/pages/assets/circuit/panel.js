@@ -55,7 +55,7 @@ const nodePanel = i => {
       ["kind", kindWord(i)], several && kind === "feature" ? ["set", setOf(i)] : null, ["where", where(i)],
       at >= 0 && kind !== "token" && !graph.across ? ["token there", el("span", { class: "token" }, visible(graph.tokens[at] ?? ""))] : null,
       kind === "token" ? ["vocabulary id", String(graph.feature[i])] : null,
-      kind === "feature" ? ["activation", number(graph.activation[i])] : kind === "logit" ? [valueWord(), valueOf(i)] : null,
+      kind === "feature" ? ["activation", number(graph.activation[i])] : kind === "logit" && Number.isFinite(graph.activation[i]) ? [valueWord(), valueOf(i)] : null,
       kind === "logit" && shareOf(i) !== undefined ? ["share of what is explained", percent(shareOf(i), 1)] : null,
       kind === "logit" || graph.across ? null : ["effect on target (estimate)", inUnits(signed(graph.effect[i])), sign(graph.effect[i])],
       ["influence", percent(graph.influence[i], 2)],
@@ -112,7 +112,7 @@ const measured = ({ measured: way, edges, spearman, comparisons, how }) => [
 const wholeGraph = graph.extent.part ? "whole graph" : "graph";
 const overview = () => [
   el("h2", {}, "This circuit"), facts([
-    graph.across ? null : ["target on this prompt", inUnits(number(graph.figures.baseline))], several ? ["features of", graph.sets.join(", ")] : null,
+    graph.across || !Number.isFinite(graph.figures.baseline) ? null : ["target on this prompt", inUnits(number(graph.figures.baseline))], several ? ["features of", graph.sets.join(", ")] : null,
     [`nodes here, of ${graph.extent.of}`, `${graph.size} of ${graph.all.nodes}`], [`edges here, of ${graph.extent.of}`, `${graph.edgeCount} of ${graph.all.edges}`],
     ...(graph.across ? [
       ["measured between", `${graph.across.candidates.toLocaleString("en")} of ${graph.across.active.toLocaleString("en")} active`],

@@ -55,8 +55,9 @@ const KIND_WORDS = { error: "error term", token: "token", logit: "target" };
 const kindWord = i => graph.kind[i] === "feature" ? setOf(i) === "neurons" ? "neuron" : "feature" : KIND_WORDS[graph.kind[i]] ?? graph.kind[i];
 // How commands and the client write a node.
 const site = i => graph.feature[i] < -1 ? `:${graph.sites[-1 - graph.feature[i]]}` : "";  // of an error that is not the MLP's
+const placed = i => graph.position[i] < 0 ? "all" : graph.position[i];
 const address = i => ({
-  feature: `${indexed(i)}@${graph.position[i]}`, error: `error:${graph.layer[i]}${site(i)}@${graph.position[i]}`, token: `token@${graph.position[i]}`,
+  feature: `${indexed(i)}@${placed(i)}`, error: `error:${graph.layer[i]}${site(i)}@${placed(i)}`, token: `token@${placed(i)}`,
 })[graph.kind[i]];
 // Of a target its part of what is explained, and what the model gives it on the prompt: each number with its word.
 const valueWord = () => graph.units ? "probability" : "value";
