@@ -182,7 +182,10 @@ def _answer(take: Callable[[], ResponseT]) -> _Answer[ResponseT]:
 def _translated(failure: Exception) -> Exception:
     if not isinstance(failure, grpc.RpcError):
         return failure
-    error = error_of_call(failure)
+    try:
+        error: Exception = error_of_call(failure)
+    except Exception as defect:  # ours; whoever waits for an answer is to be told of it
+        error = defect
     error.__cause__ = failure
     return error
 

@@ -17,3 +17,7 @@ EXACT_TEXTS = 16
 """Texts on which a single feature is ablated, at most."""
 ORIENTING_TEXTS = 64
 """Texts of known attribute on which the head is asked which value goes with which label, at most."""
+MATRIX_BYTES = 1 << 29
+"""A matrix of texts by features is kept up to this size, by fewer texts."""
+FEWEST_EFFECT_TEXTS = 8
+"""That effects are measured on, however many features there are."""

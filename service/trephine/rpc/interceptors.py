@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import inspect
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -27,6 +26,7 @@ from trephine.domain.errors import (
     TrephineError,
     UnauthenticatedError,
 )
+from trephine.domain.frames import frames_of
 from trephine.rpc.calls import Call, Context, begin, metadata
 from trephine.rpc.errors import abort, code_of
 from trephine.rpc.handlers import Handler, accepted, behaviour_of, rebuilt
@@ -134,9 +134,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """What the client may see: typed errors as they are, defects of ours only by their request id."""
         if isinstance(error, TrephineError) and error.kind is not ErrorKind.INTERNAL:
             return error
-        frames = [
-            f"{one.filename}:{one.lineno} {one.name}" for one in traceback.extract_tb(error.__traceback__)
-        ]
+        frames = frames_of(error)
         # The message of an unexpected error may quote a prompt.
         quoted = {"message": str(error)} if self._log_content else {}
         _LOG.error("defect", request_id=call.request_id, error=type(error).__name__, frames=frames, **quoted)

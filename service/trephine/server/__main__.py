@@ -48,7 +48,7 @@ def _serve(options: argparse.Namespace) -> int:
     settings = load_settings(
         {name: value for name, value in flags.items() if name not in ("command", "config")}, options.config
     )
-    configure_logs(settings.log_level)
+    configure_logs(settings.log_level, content=settings.log_content)
     try:
         asyncio.run(serve(settings))
     except TrephineError:
@@ -143,7 +143,11 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--ephemeral", action="store_true", help="end with the last client's lease")
     serve.add_argument("--grace-seconds", type=float)
     serve.add_argument("--engine-threads", type=int)
-    serve.add_argument("--memory-budget-bytes", type=int)
+    serve.add_argument(
+        "--memory-budget-bytes",
+        type=int,
+        help="that loading a model may take and, apart, each call beyond it; default: what is free",
+    )
     serve.add_argument("--database-url", help="job store; default: SQLite in the state folder")
     serve.add_argument("--artifacts-url", help="artifact store as fsspec names it")
     serve.add_argument("--log-level", choices=["debug", "info", "warning", "error"])

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from typing import Any
 
 import structlog
+from structlog.typing import EventDict
+
+from trephine.domain.frames import frames_of
 
 
-def configure_logs(level: str) -> None:
-    """Route structlog and the standard library's logging to stderr."""
+def configure_logs(level: str, *, content: bool = False) -> None:
+    """Route structlog and the standard library's logging to stderr.
+
+    Args:
+        level: The least that is written.
+        content: Write messages of exceptions, too, which may quote prompts; where they came from is always
+            written.
+    """
     renderer: Any = structlog.processors.JSONRenderer(default=str)
     if sys.stderr.isatty():
-        # Rich tracebacks would show local variables, prompts among them.
-        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        renderer = structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if sys.stderr.isatty() else [structlog.processors.format_exc_info]),
+            partial(_without_quotes, content),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -28,6 +37,21 @@ def configure_logs(level: str) -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
+
+
+def _without_quotes(content: bool, _logger: Any, _name: str, event: EventDict) -> EventDict:
+    """Tell an exception by its type and frames: its message and its lines of source may quote a prompt."""
+    given = event.pop("exc_info", None)
+    error = given[1] if isinstance(given, tuple) else given
+    if error is True:
+        error = sys.exc_info()[1]
+    if isinstance(error, BaseException):
+        event.update(error=type(error).__name__, frames=frames_of(error))
+        if error.__cause__ is not None:
+            event["cause"] = type(error.__cause__).__name__
+        if content:
+            event["message"] = str(error)
+    return event
 
 
 class _Forward(logging.Handler):

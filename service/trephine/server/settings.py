@@ -66,7 +66,8 @@ class Settings(BaseSettings):
     engine_threads: int | None = Field(default=None, ge=1)
     """Compute threads of each engine; unset: torch decides."""
     memory_budget_bytes: int | None = Field(default=None, ge=1)
-    """Memory that models and calls may use together; unset: what the machine has free."""
+    """Memory that loading a model may take, and, apart, each call beyond its model; unset: what the machine
+    has free."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_content: bool = False
     """Log messages that may quote prompts. Off by default, and for debugging only."""

@@ -136,6 +136,19 @@ def test_errors_come_as_they_mean(calls: Calls):
         list(calls.stream(texts.Generate, ROWS))
 
 
+def test_a_defect_in_rebuilding_an_error_reaches_who_waits(calls: Calls, monkeypatch: pytest.MonkeyPatch):
+    """It is raised where an answer is awaited: gRPC swallows what its callbacks raise."""
+
+    def defect(failure: grpc.RpcError) -> Exception:
+        raise KeyError("ours")
+
+    monkeypatch.setattr(calls_module, "error_of_call", defect)
+    stub = model_service_pb2_grpc.ModelServiceStub(calls.channel)
+    with pytest.raises(KeyError, match="ours") as raised:
+        calls.ask(stub.GetModel, model_service_pb2.GetModelRequest(name="models/none"), timeout=20)
+    assert isinstance(raised.value.__cause__, grpc.RpcError)
+
+
 def test_a_stream_that_is_left_ends_on_the_server(fake: Any, calls: Calls):
     """Closing the iterator, after one message, cancels an endless answer."""
     fake.generate_forever = True

@@ -106,7 +106,7 @@ class FeatureIndexes:
             TrephineError: As `check` does; `OverBudgetError` if it would be refused.
         """
         found, command = await self.check(request), request.command
-        await self._models.predict_command(request.model, command)
+        cost = await self._models.predict_command(request.model, command)
         size = (await self._artifacts.stat(request.corpus)).size if request.corpus else _BUILT_IN_BYTES
         tokens = min(command.max_tokens, size // _BYTES_PER_TOKEN)
         layers = command.layers or tuple(found.sizes)
@@ -119,7 +119,7 @@ class FeatureIndexes:
             layers=layers,
             tokens=tokens,
             seconds=seconds + tokens * features * _ENTERED_SECONDS,
-            memory_bytes=held,
+            memory_bytes=cost.memory_bytes,
             disk_bytes=held + tokens * _BYTES_PER_TOKEN,
         )
 

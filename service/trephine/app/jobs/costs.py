@@ -35,6 +35,9 @@ _RETAIN_TOKENS = 2048
 _PASS_TOKENS = 1024
 """Of one forward pass of work that runs in many."""
 
+_CONTRAST_TOKENS, _ENCODED = 512, 3
+"""Of one pass of a contrast, and how often its features lie side by side: read, encoded, at their largest."""
+
 _PROBE_TOKENS = 1024
 """The probe text that admits a replacement set."""
 
@@ -153,18 +156,20 @@ def _(command: RankByToken, info: ModelInfo) -> Cost:
     return _rows([tokens_of(command.text)], info)
 
 
-@predict.register
-def _(command: ContrastFeatures, info: ModelInfo) -> Cost:
+@predict_beside.register
+def _(command: ContrastFeatures, info: ModelInfo, sets: Sets) -> Cost:
     lengths = [tokens_of(text) for text in (*command.first, *command.second)]
-    layers = len(command.layers) or info.n_layers
-    maxima = len(lengths) * layers * info.d_mlp * _FLOAT
-    return Cost(tokens=sum(lengths), memory_bytes=maxima + forward_bytes(_PASS_TOKENS, 1, info))
+    counts = feature_counts(command.replacement, info, sets, command.layers or None)
+    maxima = len(lengths) * sum(counts.values()) * _FLOAT
+    encoded = _ENCODED * _CONTRAST_TOKENS * max(counts.values(), default=0) * _FLOAT
+    memory = maxima + encoded + forward_bytes(_PASS_TOKENS, 1, info)
+    return Cost(tokens=sum(lengths), memory_bytes=memory)
 
 
-@predict.register
-def _(command: IndexFeatures, info: ModelInfo) -> Cost:
+@predict_beside.register
+def _(command: IndexFeatures, info: ModelInfo, sets: Sets) -> Cost:
     # It runs for hours in small passes: it must not keep every other operation waiting.
-    features = (len(command.layers) or info.n_layers) * info.d_mlp
+    features = sum(feature_counts(command.replacement, info, sets, command.layers or None).values())
     per_feature = bytes_per_feature(kept=command.contexts_per_feature, window=command.window)
     return Cost(
         tokens=min(command.max_tokens, _PASS_TOKENS),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trephine.app.jobs.costs import Cost, forward_bytes, tokens_of
+from trephine.app.jobs.costs import Cost, Sets, feature_counts, forward_bytes, tokens_of
 from trephine.app.jobs.prices import block_seconds
 from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.models import ModelInfo
@@ -16,7 +16,9 @@ from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.domain.spurious_sizes import (
     CONTROL_TEXTS,
     EXACT_TEXTS,
+    FEWEST_EFFECT_TEXTS,
     FOLDS,
+    MATRIX_BYTES,
     ONE_HELD_OUT_OF,
     ORIENTING_TEXTS,
     SHRINKAGES,
@@ -34,11 +36,15 @@ _SETTLED_ARMS = 3
 """Heads without the attribute beside those of the numbers of features: the final one, and two arms."""
 _PACKED = 1.35
 """Of packs of short texts, by what long ones take a token."""
+_FLOAT, _PACK_TOKENS = 4, 256
+_MATRICES, _SWEPT = 4, 3
+"""How often a matrix of texts by features lies in memory (as parts, joined, in float64), and how often the
+features of a pack that is swept do (activations, adjoints, effects)."""
 _EFFECT_SECONDS = 2e-9
 """Of a feature at a token that is swept: what it adds is read off and summed."""
 
 
-def removal_cost(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
+def removal_cost(command: RemoveSpuriousFeatures, info: ModelInfo, sets: Sets) -> Cost:
     """Predict passes over the texts: effects with their sweeps, and what is pooled up to the head's site."""
     budget = command.budget
     splits = (command.training, command.validation, command.test, command.attribute_texts)
@@ -46,13 +52,22 @@ def removal_cost(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
     around = _template_tokens(command.decision)
     mean = sum(lengths) / len(lengths) + around
     longest = min(max(lengths) + around, info.context_length)
-    sample = min(budget.effect_texts, len(command.training))
-    layers = len(command.layers) if command.layers else info.n_layers
-    matrix = 4 * layers * info.d_mlp * max(sample, 1)
+    features = sum(_counts(command, info, sets).values())
+    wanted = min(budget.effect_texts, len(command.training))
+    sample = max(FEWEST_EFFECT_TEXTS, min(wanted, MATRIX_BYTES // (_FLOAT * max(1, features))))
+    matrix, pack = _FLOAT * features * sample, _FLOAT * features * _PACK_TOKENS
     return Cost(
         tokens=int(mean * (_effects(command, sample) + _depth(command, info) * pooled_texts(command))),
-        memory_bytes=2 * matrix + forward_bytes(max(longest, 384), 2, info),
+        memory_bytes=_MATRICES * matrix + _SWEPT * pack + forward_bytes(max(longest, 384), 2, info),
     )
+
+
+def _counts(command: RemoveSpuriousFeatures, info: ModelInfo, sets: Sets) -> dict[int, int]:
+    """Count the features that can reach the head, by layer."""
+    counts = feature_counts(command.replacement, info, sets, command.layers or None)
+    if not isinstance(command.decision, ProbeHead) or command.decision.layer is None:
+        return counts
+    return {layer: count for layer, count in counts.items() if layer <= command.decision.layer}
 
 
 def removal_seconds(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trephine.app.edits.edits import Edits
 from trephine.app.features.feature_sets import FeatureSets
-from trephine.app.jobs.costs import Cost, predict
+from trephine.app.jobs.costs import Cost, predict_beside
 from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import RemoveSpuriousRequest
 from trephine.app.models.models import Models
@@ -271,4 +271,4 @@ def _unmade(edit_id: str, name: str, error: TrephineError) -> str:
     )
 
 
-predict.register(RemoveSpuriousFeatures, removal_cost)
+predict_beside.register(RemoveSpuriousFeatures, removal_cost)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
 from trephine.domain.disk import why_no_room
 from trephine.domain.errors import DiskFullError, InternalError, OverBudgetError, TrephineError
+from trephine.domain.frames import frames_of
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -45,11 +45,7 @@ def is_fatal(error: Exception) -> bool:
 
 def describe(error: Exception, *, with_text: bool) -> dict[str, Any]:
     """Fields for the log: the type and the frames; the text only if prompts may be logged."""
-    frames = traceback.extract_tb(error.__traceback__)
-    fields: dict[str, Any] = {
-        "error": type(error).__name__,
-        "trace": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-12:]],
-    }
+    fields: dict[str, Any] = {"error": type(error).__name__, "trace": frames_of(error)}
     if with_text:
         fields["text"] = str(error)
     return fields

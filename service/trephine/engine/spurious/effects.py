@@ -16,6 +16,7 @@ from trephine.domain.dataset_circuits import Estimator, NodeAblation, PositionRu
 from trephine.domain.errors import LayerOutOfRangeError
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_sizes import FEWEST_EFFECT_TEXTS, MATRIX_BYTES
 from trephine.engine.attribution.operators import FrozenOperators
 from trephine.engine.dataset_circuits.averaging import patched
 from trephine.engine.dataset_circuits.contexts import Context
@@ -28,9 +29,6 @@ from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.sites import place_in_pass
 from trephine.engine.replacements.sets import covered_layers
 from trephine.engine.spurious.pooling import Ids, Readout
-
-MATRIX_BYTES = 1 << 29
-"""A matrix of texts by features is kept up to this size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +113,7 @@ def feature_of(space: NodeSpace, number: int) -> FeatureRef:
 
 def texts_within(space: NodeSpace, wanted: int) -> int:
     """Return how many texts a matrix over all features may have."""
-    return max(8, min(wanted, MATRIX_BYTES // (4 * space.count)))
+    return max(FEWEST_EFFECT_TEXTS, min(wanted, MATRIX_BYTES // (4 * space.count)))
 
 
 class Contributions:

@@ -120,7 +120,9 @@ async def test_a_prediction_covers_the_features_asked_for(place):
     """Fewer layers take less; the tokens are bounded by the corpus and by what was asked."""
     everything = await place.feature_indexes.predict(request(await corpus_of(place)))
     one = await place.feature_indexes.predict(request(await corpus_of(place), layers=(1,), max_tokens=10))
-    assert everything.memory_bytes == 3 * one.memory_bytes
+    held = everything.memory_bytes - one.memory_bytes  # of two layers; a forward pass beside them is the same
+    assert 0 < held < everything.memory_bytes
+    assert everything.disk_bytes > one.disk_bytes
     assert one.tokens == 10 < everything.tokens <= len(TEXT)
     assert 0 < one.seconds < everything.seconds
 

@@ -10,7 +10,8 @@ import pytest
 from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous, attribute_texts, balanced, labelled
 from tests.unit.app.house import model_info
-from trephine.app.jobs.costs import predict
+from tests.unit.replacement_values import layer_info
+from trephine.app.jobs.costs import predict_beside
 from trephine.app.spurious.spurious_costs import pooled_texts
 from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.sites import FeatureRef
@@ -94,14 +95,31 @@ def test_the_price_follows_twins_and_options():
     info = model_info("tiny")
     plain = RemoveSpuriousFeatures(**GIVEN)
     gradients = replace(plain, estimator=Estimator.INTEGRATED_GRADIENTS, steps=20)
-    assert predict(gradients, info).tokens > 2 * predict(plain, info).tokens
+    assert predict_beside(gradients, info, {}).tokens > 2 * predict_beside(plain, info, {}).tokens
+
+
+def test_memory_is_of_the_sets_features_that_reach_the_head():
+    """A matrix of texts by features is bounded, by fewer texts; layers above the head are not in it."""
+    info, sizes = model_info("tiny"), (300, 3_000, 30_000, 30_000_000)
+    command = RemoveSpuriousFeatures(**{**GIVEN, "replacement": "set"})
+
+    def beside(*d_sae: int, **changed: Any) -> int:
+        layers = tuple(replace(layer_info(n), d_sae=size) for n, size in enumerate(d_sae))
+        return predict_beside(replace(command, **changed), info, {"set": layers}).memory_bytes
+
+    small, medium, large, huge = (beside(size, size) for size in sizes)
+    assert (large - small) / (medium - small) == pytest.approx(11, rel=1e-3)
+    assert 900 < (huge - small) / (large - small) < 980  # a thousand times as many, on fewer texts
+    assert beside(300, 300) == beside(300, 300, 30_000) < beside(300, 30_000)
+    assert beside(300, 30_000, layers=(0,)) == beside(300)
+    assert predict_beside(replace(command, replacement="neurons"), info, {}).memory_bytes < large
 
 
 def test_a_template_is_read_with_every_text():
     """A prompt of many words around a few letters is most of what is run."""
     info = model_info("tiny")
     bare, shots = (
-        predict(RemoveSpuriousFeatures(**{**GIVEN, "decision": decision, "refit": False}), info)
+        predict_beside(RemoveSpuriousFeatures(**{**GIVEN, "decision": decision, "refit": False}), info, {})
         for decision in (TOKENS, replace(TOKENS, template="one more example. " * 50 + "{text}"))
     )
     assert shots.tokens > 10 * bare.tokens

@@ -17,7 +17,8 @@ from tests.unit.engine.exporting import edit_of
 from tests.unit.engine.interventions import direction, neuron
 from tests.unit.engine.weights.folders import FIT, MEASURED, feature, parent, written
 from trephine.client.deltas import apply_delta, make_delta
-from trephine.client.digests import file_digest
+from trephine.client.digests import file_digest, listed_digests
+from trephine.client.signatures import SUMS
 from trephine.client.verification import MANIFEST
 from trephine.domain.interventions import Ablate, Add, Clamp, Intervention, ProjectOut, Scale
 from trephine.domain.sites import FeatureRef, Site, SiteKind
@@ -170,7 +171,9 @@ def through_delta(source: Path, folder: Path) -> Path:
         {"path": path.name, "sha256": file_digest(path)[1]} for path in sorted(source.glob("*.safetensors"))
     ]
     recorded = {"parent": {"files": files, "left_out": {}}}
-    (folder / MANIFEST).write_text(json.dumps(recorded))  # what makes a folder an export
+    (folder / MANIFEST).write_text(json.dumps(recorded))  # what makes a folder an export, with its list
+    digests = {path.name: file_digest(path)[1] for path in folder.iterdir() if path.name != SUMS}
+    (folder / SUMS).write_text(listed_digests(digests, apart=SUMS))
     delta = make_delta(source, folder, folder.with_suffix(".delta"))
     return apply_delta(delta, source, folder.with_suffix(".again"))
 
