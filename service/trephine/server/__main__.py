@@ -146,7 +146,8 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--memory-budget-bytes",
         type=int,
-        help="that loading a model may take and, apart, each call beyond it; default: what is free",
+        help="that loading one model may take and, apart, one call beyond its model, whatever else runs; "
+        "default: what is free for a model, no bound for calls",
     )
     serve.add_argument("--database-url", help="job store; default: SQLite in the state folder")
     serve.add_argument("--artifacts-url", help="artifact store as fsspec names it")

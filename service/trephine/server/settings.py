@@ -66,8 +66,9 @@ class Settings(BaseSettings):
     engine_threads: int | None = Field(default=None, ge=1)
     """Compute threads of each engine; unset: torch decides."""
     memory_budget_bytes: int | None = Field(default=None, ge=1)
-    """Memory that loading a model may take, and, apart, each call beyond its model; unset: what the machine
-    has free."""
+    """Memory that loading one model may take and, apart, that one call is predicted to take beyond its model.
+    Each is held against all of it, whatever is loaded or runs beside it. Unset: what the machine has free for
+    a model, and no bound for calls."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_content: bool = False
     """Log messages that may quote prompts. Off by default, and for debugging only."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
+from trephine.app.jobs.jobs import _ToStructlog
 from trephine.app.operations import Operations
 from trephine.server.logs import configure_logs
 
@@ -54,7 +55,43 @@ def while_handling(error: Exception) -> None:
         structlog.get_logger("trephine").exception("the server failed")
 
 
-WAYS = (by_structlog, by_the_standard_library, while_handling)
+def of_a_lost_task(error: Exception) -> None:
+    """As asyncio does: its words hold the exception, and a callback's arguments."""
+    words = f"Exception in callback told({SECRET!r})\nfuture: <Task finished exception={error!r}>"
+    logging.getLogger("asyncio").error(words, exc_info=error)
+
+
+def within_words(error: Exception) -> None:
+    """As libraries do that log what they caught, and no trace."""
+    logging.getLogger("library").error("failed: %s", error)
+
+
+def within_named_words(error: Exception) -> None:
+    """The same with a mapping."""
+    logging.getLogger("library").error("failed %(why)s", {"why": error})
+
+
+def instead_of_words(error: Exception) -> None:
+    """As a library may."""
+    logging.getLogger("library").error(error)
+
+
+def of_the_job_store(error: Exception) -> None:
+    """As DBOS does: within its words."""
+    told = (type(error), error, error.__traceback__)
+    _ToStructlog().emit(logging.LogRecord("dbos", logging.ERROR, "", 0, f"lost it, {error}", None, told))
+
+
+WAYS = (
+    by_structlog,
+    by_the_standard_library,
+    while_handling,
+    of_a_lost_task,
+    within_words,
+    within_named_words,
+    instead_of_words,
+    of_the_job_store,
+)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -91,3 +128,19 @@ async def test_an_operation_that_breaks_quotes_nothing(capsys: pytest.CaptureFix
     told = capsys.readouterr().err
     assert "Alice" not in told
     assert json.loads(told)["event"] == "operation_broke"
+
+
+def test_words_of_libraries_are_told_up_to_where_they_quote(capsys: pytest.CaptureFixture[str]) -> None:
+    """What happened and who says so stay; without an exception, and with contents, all of it does."""
+    configure_logs("info")
+    of_a_lost_task(broken())
+    told = json.loads(capsys.readouterr().err)
+    assert (told["event"], told["logger"]) == ("Exception in callback told", "asyncio")
+    of_the_job_store(broken())
+    told = json.loads(capsys.readouterr().err)
+    assert (told["event"], told["said"]) == ("job_store", "lost it, ValueError")
+    logging.getLogger("library").warning("slow: %s (of 3)", "disk")
+    assert json.loads(capsys.readouterr().err)["event"] == "slow: disk (of 3)"
+    configure_logs("info", content=True)
+    of_a_lost_task(broken())
+    assert SECRET in json.loads(capsys.readouterr().err)["event"]

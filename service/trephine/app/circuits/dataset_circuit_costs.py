@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trephine.app.jobs.costs import Cost, Sets, feature_counts, predict_beside, tokens_of
+from trephine.app.jobs.costs import Cost, Sets, feature_counts, frozen_numbers, predict_beside, tokens_of
 from trephine.domain.dataset_circuits import (
     AUTO_CLUSTERS,
     ERRORS,
@@ -197,14 +197,11 @@ def _passing(command: DiscoverDatasetCircuit, info: ModelInfo, tokens: ContextTo
     longest = tokens.longest_training if command.clusters == 1 else tokens.longest
     rows = max(longest, min(_PACK_TOKENS, tokens.training))
     held_rows = max(tokens.longest, min(_PACK_TOKENS, tokens.held_out))
-    found = rows * (_STATES * nodes.numbers + 2 * info.n_layers * _block(info, rows))
-    measured = held_rows * (_STATES_HELD_OUT * nodes.numbers + info.n_layers * _block(info, held_rows))
+    found = rows * (_STATES * nodes.numbers + 2 * info.n_layers * frozen_numbers(rows, info))
+    measured = held_rows * (
+        _STATES_HELD_OUT * nodes.numbers + info.n_layers * frozen_numbers(held_rows, info)
+    )
     return _FLOAT * max(found, measured)
-
-
-def _block(info: ModelInfo, rows: int) -> int:
-    """Numbers of a block's frozen network, of a row."""
-    return 6 * info.d_model + 2 * info.d_mlp + info.n_heads * rows
 
 
 def _work(command: DiscoverDatasetCircuit, tokens: ContextTokens, nodes: _Nodes) -> _Work:

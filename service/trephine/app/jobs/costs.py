@@ -193,3 +193,8 @@ def forward_bytes(length: int, rows: int, info: ModelInfo) -> int:
     cache = 2 * info.n_layers * info.d_model
     block = 4 * info.d_model + 3 * info.d_mlp + info.n_heads * length
     return rows * length * (logits + cache + block) * _FLOAT
+
+
+def frozen_numbers(rows: int, info: ModelInfo) -> int:
+    """Numbers of one block's frozen network, of each of so many rows that pass together."""
+    return 6 * info.d_model + 2 * info.d_mlp + info.n_heads * rows

@@ -270,7 +270,7 @@ class _ToStructlog(logging.Handler):
     """Sends DBOS' log where ours goes."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _log.log(record.levelno, "job_store", message=record.getMessage(), exc_info=record.exc_info)
+        _log.log(record.levelno, "job_store", said=record.getMessage(), exc_info=record.exc_info)
 
 
 def _fence() -> None:

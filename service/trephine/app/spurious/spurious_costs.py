@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trephine.app.jobs.costs import Cost, Sets, feature_counts, forward_bytes, tokens_of
+from trephine.app.jobs.costs import Cost, Sets, feature_counts, forward_bytes, frozen_numbers, tokens_of
 from trephine.app.jobs.prices import block_seconds
 from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.models import ModelInfo
@@ -37,9 +37,9 @@ _SETTLED_ARMS = 3
 _PACKED = 1.35
 """Of packs of short texts, by what long ones take a token."""
 _FLOAT, _PACK_TOKENS = 4, 256
-_MATRICES, _SWEPT = 4, 3
+_MATRICES, _SWEPT = 4, 4
 """How often a matrix of texts by features lies in memory (as parts, joined, in float64), and how often the
-features of a pack that is swept do (activations, adjoints, effects)."""
+features of a pack that is swept do (activations, what replaces them, adjoints, effects)."""
 _EFFECT_SECONDS = 2e-9
 """Of a feature at a token that is swept: what it adds is read off and summed."""
 
@@ -55,10 +55,14 @@ def removal_cost(command: RemoveSpuriousFeatures, info: ModelInfo, sets: Sets) -
     features = sum(_counts(command, info, sets).values())
     wanted = min(budget.effect_texts, len(command.training))
     sample = max(FEWEST_EFFECT_TEXTS, min(wanted, MATRIX_BYTES // (_FLOAT * max(1, features))))
-    matrix, pack = _FLOAT * features * sample, _FLOAT * features * _PACK_TOKENS
+    rows = max(longest, _PACK_TOKENS)
+    frozen = frozen_numbers(rows, info) * info.n_layers * _depth(command, info)
+    swept = _FLOAT * rows * (_SWEPT * features + round(frozen))
     return Cost(
         tokens=int(mean * (_effects(command, sample) + _depth(command, info) * pooled_texts(command))),
-        memory_bytes=_MATRICES * matrix + _SWEPT * pack + forward_bytes(max(longest, 384), 2, info),
+        memory_bytes=_MATRICES * _FLOAT * features * sample
+        + swept
+        + forward_bytes(max(longest, 384), 2, info),
     )
 
 

@@ -122,6 +122,8 @@ async def test_a_prediction_covers_the_features_asked_for(place):
     one = await place.feature_indexes.predict(request(await corpus_of(place), layers=(1,), max_tokens=10))
     held = everything.memory_bytes - one.memory_bytes  # of two layers; a forward pass beside them is the same
     assert 0 < held < everything.memory_bytes
+    refused_by = await place.models.predict_command("tiny", request().command)
+    assert everything.memory_bytes == refused_by.memory_bytes  # what is told is what admission counts
     assert everything.disk_bytes > one.disk_bytes
     assert one.tokens == 10 < everything.tokens <= len(TEXT)
     assert 0 < one.seconds < everything.seconds

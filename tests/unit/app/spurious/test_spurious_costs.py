@@ -9,6 +9,7 @@ import pytest
 
 from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous, attribute_texts, balanced, labelled
+from tests.unit.app.circuits.test_circuit_costs import smollm2, transcoders
 from tests.unit.app.house import model_info
 from tests.unit.replacement_values import layer_info
 from trephine.app.jobs.costs import predict_beside
@@ -113,6 +114,36 @@ def test_memory_is_of_the_sets_features_that_reach_the_head():
     assert beside(300, 300) == beside(300, 300, 30_000) < beside(300, 30_000)
     assert beside(300, 30_000, layers=(0,)) == beside(300)
     assert predict_beside(replace(command, replacement="neurons"), info, {}).memory_bytes < large
+
+
+@pytest.mark.parametrize(("name", "measured"), [("neurons", 888 << 20), ("set", 888 << 20)])
+def test_memory_is_about_what_was_measured_on_smollm2(name, measured):
+    """64 texts, a head after the last block, 46,080 neurons or 61,440 features: so much was taken."""
+    training, attribute = ambiguous(32), attribute_texts(6)
+    budget = RemovalBudget(candidates=64, exact=0, counts=(1,), effect_texts=64, fit_texts=64)
+    command = RemoveSpuriousFeatures(
+        training=training,
+        test=balanced(6),
+        attribute_texts=attribute,
+        decision=ProbeHead(pooling=Pooling.MEAN),
+        budget=budget,
+        replacement=name,
+    )
+    predicted = predict_beside(command, smollm2(), {"set": transcoders()}).memory_bytes
+    assert 0.7 <= predicted / measured <= 1.4
+
+
+def test_memory_of_a_sweep_is_of_the_blocks_below_the_head():
+    """Their frozen network is held for a whole pack."""
+    command = RemoveSpuriousFeatures(**{**GIVEN, "replacement": "set"})
+    layers = (replace(layer_info(0), d_sae=300),)
+
+    def read_after(layer: int) -> int:
+        decision = ProbeHead(layer=layer, pooling=Pooling.MEAN)
+        return predict_beside(replace(command, decision=decision), smollm2(), {"set": layers}).memory_bytes
+
+    block = 4 * 256 * (6 * 576 + 2 * 1536 + 9 * 256)
+    assert read_after(29) - read_after(9) == 20 * block
 
 
 def test_a_template_is_read_with_every_text():
