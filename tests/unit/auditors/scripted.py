@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +26,43 @@ class Task:
     hint: int | None
 
 
-class ScriptedSubject:
+class _Characters:
+    """What writes and reads one character a token."""
+
+    def tokenize(self, text: str) -> tuple[Token, ...]:
+        """One token per character."""
+        return tuple(Token(id=ord(c), raw=c.encode(), display=c) for c in text)
+
+
+def _written(prompt: str, text: str) -> Completion:
+    return Completion(
+        text=text,
+        token_ids=tuple(map(ord, text)),
+        finish_reason="stop",
+        applied=(),
+        n_prompt_tokens=len(prompt),
+    )
+
+
+def _scored(row: ScoredRow, likeliest: Iterable[str]) -> RowScore:
+    """Score a row by the character that would have been written at every place."""
+    nothing = (0.0,) * len(row.continuation)
+    return RowScore(
+        token_ids=tuple(map(ord, row.continuation)),
+        log_probabilities=nothing,
+        top_token_ids=tuple(map(ord, likeliest)),
+        kl=nothing,
+        applied=(),
+    )
+
+
+class ScriptedSubject(_Characters):
     """Thinks by `step(task)` and answers by `answer(task, step)`; only what the auditor uses is there."""
 
     def __init__(self, step: Callable[[Task], int], answer: Callable[[Task, int], int]) -> None:
         self._step = step
         self._answer = answer
         self.rows = 0
-
-    def tokenize(self, text: str) -> tuple[Token, ...]:
-        """One token per character."""
-        return tuple(Token(id=ord(c), raw=c.encode(), display=c) for c in text)
 
     def sample(
         self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling
@@ -53,13 +79,7 @@ class ScriptedSubject:
         task, _ = _task(prompt)
         step = self._step(task) % 10
         text = f"{step}={self._answer(task, step) % 10};"
-        return Completion(
-            text=text,
-            token_ids=tuple(map(ord, text)),
-            finish_reason="stop",
-            applied=(),
-            n_prompt_tokens=len(prompt),
-        )
+        return _written(prompt, text)
 
     def _scored(self, row: ScoredRow) -> RowScore:
         task, given = _task(row.prompt)
@@ -67,13 +87,7 @@ class ScriptedSubject:
         written = f"={self._answer(task, forced) % 10};"
         if given is None:
             written = str(self._step(task) % 10) + written
-        return RowScore(
-            token_ids=tuple(map(ord, row.continuation)),
-            log_probabilities=(0.0,) * len(row.continuation),
-            top_token_ids=tuple(map(ord, written)),
-            kl=(0.0,) * len(row.continuation),
-            applied=(),
-        )
+        return _scored(row, written)
 
 
 def _task(prompt: str) -> tuple[Task, int | None]:
@@ -89,7 +103,7 @@ def _task(prompt: str) -> tuple[Task, int | None]:
 WORDED = re.compile(r"Add (\d+), (\d+) and (\d+) \(page (\d+)(?:, guess (\w+))?\):([^\n]*)$")
 
 
-class WordedSubject:
+class WordedSubject(_Characters):
     """Works in the auditor's default wording, one character a token, and copies its numbers as asked.
 
     Args:
@@ -113,10 +127,6 @@ class WordedSubject:
         self._recited = recited
         self.sampled = 0
 
-    def tokenize(self, text: str) -> tuple[Token, ...]:
-        """One token per character."""
-        return tuple(Token(id=ord(c), raw=c.encode(), display=c) for c in text)
-
     def sample(
         self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling
     ) -> tuple[Completion, ...]:
@@ -127,15 +137,8 @@ class WordedSubject:
     def score(self, rows: Sequence[ScoredRow]) -> tuple[RowScore, ...]:
         """Say which character it would have written at every place, given those before it."""
         return tuple(
-            RowScore(
-                token_ids=tuple(map(ord, row.continuation)),
-                log_probabilities=(0.0,) * len(row.continuation),
-                top_token_ids=tuple(
-                    ord(self._next(row.prompt + row.continuation[:place]))
-                    for place in range(len(row.continuation))
-                ),
-                kl=(0.0,) * len(row.continuation),
-                applied=(),
+            _scored(
+                row, [self._next(row.prompt + row.continuation[:n]) for n in range(len(row.continuation))]
             )
             for row in rows
         )
@@ -144,13 +147,7 @@ class WordedSubject:
         text = ""
         while not text.endswith("."):
             text += self._next(prompt + text)
-        return Completion(
-            text=text,
-            token_ids=tuple(map(ord, text)),
-            finish_reason="stop",
-            applied=(),
-            n_prompt_tokens=len(prompt),
-        )
+        return _written(prompt, text)
 
     def _next(self, context: str) -> str:
         match = WORDED.search(context)

@@ -99,13 +99,19 @@ async def file_chunks(
     digest = hashlib.sha256() if offset == 0 else None
     with _opened(folder, path) as file:
         file.seek(offset)
-        while data := await asyncio.to_thread(file.read, _CHUNK):
+        while data := await asyncio.to_thread(_next, file, digest):
             yield offset, data
             offset += len(data)
-            if digest is not None:
-                await asyncio.to_thread(digest.update, data)
     if digest is not None and (offset, digest.hexdigest()) != (listed.size, listed.sha256):
         raise _not_published(folder, path)
+
+
+def _next(file: BufferedReader, digest: hashlib._Hash | None) -> bytes:
+    """Read a piece, and enter it into the digest on the same thread."""
+    data = file.read(_CHUNK)
+    if digest is not None:
+        digest.update(data)
+    return data
 
 
 def altered_files(folder: Path, files: Iterable[ExportedFile]) -> list[str]:

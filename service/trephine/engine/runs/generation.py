@@ -181,9 +181,8 @@ def _generate_batch(
         if writing:
             mask = torch.cat([mask, mask.new_ones(len(writing), 1)], dim=1)
             logits = _decode_step(hosted, writing, cache, mask)
-    whole = [
-        writer for writer in everyone if writer.finish_reason != "overflow"
-    ]  # others had no time to match
+    # Rows that overflowed had no time to match.
+    whole = [writer for writer in everyone if writer.finish_reason != "overflow"]
     require_matches([w.plan for w in whole], [w.input for w in whole], numbers=[w.row for w in whole])
     return [writer.completion(hosted) for writer in everyone]
 
